@@ -107,6 +107,10 @@ type Object struct {
 	// Needs are things that must have been made before this one: when one of
 	// them fails in a turn, this one waits for the next.
 	Needs []Ref
+	// Course, on a desired thing, reports whether an observed spec (nil for
+	// absent) is one that the world's own course explains, so not drift; nil
+	// means that none is.
+	Course func(observed Spec) bool
 	// Ended is set on an observed thing whose own time has run out: deleting
 	// it needs nobody's approval.
 	Ended bool
@@ -147,6 +151,9 @@ const (
 	Git Cause = "git"
 	// Drift: the live thing was changed by someone else, and is put back.
 	Drift Cause = "drift"
+	// Course: what is live has moved in its own course, so what is right has: an
+	// edge went down, a certificate is due.
+	Course Cause = "course"
 )
 
 // Change is one step from observed to desired.
@@ -240,15 +247,17 @@ func Compute(in Input) (Plan, error) {
 	for _, w := range in.Waiting {
 		held[w.Ref] = true
 	}
-	cause := func(ref Ref, want Spec) Cause {
-		was, known := applied[ref]
-		switch {
-		case in.Applied == nil:
+	// Git did not move when the last applied revision wanted the same; then it
+	// was the world that did.
+	cause := func(want Object, seen Spec) Cause {
+		was, known := applied[want.Ref]
+		switch moved := known != (want.Spec != nil) || known && !was.Spec.Equal(want.Spec); {
+		case in.Applied == nil || moved:
 			return Git
-		case want == nil && !known, want != nil && known && was.Spec.Equal(want):
-			return Drift
+		case want.Ended, want.Course != nil && want.Course(seen):
+			return Course
 		}
-		return Git
+		return Drift
 	}
 	for _, d := range in.Desired {
 		if held[d.Ref] {
@@ -261,9 +270,9 @@ func Compute(in Input) (Plan, error) {
 		o, exists := observed[d.Ref]
 		switch {
 		case !exists:
-			p.Changes = append(p.Changes, Change{Create, d.Ref, nil, d.Spec, d.From, cause(d.Ref, d.Spec), d.Needs})
+			p.Changes = append(p.Changes, Change{Create, d.Ref, nil, d.Spec, d.From, cause(d, nil), d.Needs})
 		case !o.Spec.Equal(d.Spec):
-			p.Changes = append(p.Changes, Change{Update, d.Ref, o.Spec, d.Spec, d.From, cause(d.Ref, d.Spec), d.Needs})
+			p.Changes = append(p.Changes, Change{Update, d.Ref, o.Spec, d.Spec, d.From, cause(d, o.Spec), d.Needs})
 		default:
 			p.Unchanged++
 		}
@@ -274,7 +283,7 @@ func Compute(in Input) (Plan, error) {
 		if wanted || unseen || held[o.Ref] {
 			continue
 		}
-		p.Changes = append(p.Changes, Change{Delete, o.Ref, o.Spec, nil, applied[o.Ref].From, cause(o.Ref, nil), nil})
+		p.Changes = append(p.Changes, Change{Delete, o.Ref, o.Spec, nil, applied[o.Ref].From, cause(Object{Ref: o.Ref, Ended: o.Ended}, o.Spec), nil})
 	}
 	slices.SortFunc(p.Changes, func(a, b Change) int {
 		if x, y := a.Action == Delete, b.Action == Delete; x != y {
