@@ -10,7 +10,9 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"slices"
 	"time"
@@ -108,9 +110,9 @@ func (c Config) Digest() string {
 	return hex.EncodeToString(h.Sum(nil))
 }
 
-// DecodeConfig reads a config strictly: an unknown field, trailing data or an
-// unsorted list is an error, since then this edge is older than its control plane
-// or somebody else is talking.
+// DecodeConfig reads a config strictly: an unknown field or trailing data is an
+// error, since then this edge is older than its control plane or somebody else is
+// talking, and so is a config that Validate refuses.
 func DecodeConfig(data []byte) (Config, error) {
 	var c Config
 	d := json.NewDecoder(bytes.NewReader(data))
@@ -118,8 +120,11 @@ func DecodeConfig(data []byte) (Config, error) {
 	if err := d.Decode(&c); err != nil {
 		return Config{}, fmt.Errorf("decode config: %w", err)
 	}
-	if d.More() {
-		return Config{}, fmt.Errorf("decode config: data after the config")
+	if _, err := d.Token(); err != io.EOF {
+		return Config{}, errors.New("decode config: data after the config")
+	}
+	if err := c.Validate(); err != nil {
+		return Config{}, fmt.Errorf("decode config: %w", err)
 	}
 	return c, nil
 }

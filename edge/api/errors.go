@@ -12,4 +12,7 @@ var (
 	// ErrRejected: the edge read the config and will not serve it (422); another
 	// edge would say the same. What it served before is still live.
 	ErrRejected = errors.New("edge rejected the config")
+	// ErrForbidden: the caller's tunnel address may not do this (403): it is no
+	// control peer of the edge's bootstrap, or no agent of its live config.
+	ErrForbidden = errors.New("forbidden for this tunnel address")
 )
