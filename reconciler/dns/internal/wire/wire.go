@@ -34,7 +34,8 @@ func Type(code uint16) dns.Type { return dns.Type(mdns.Type(code).String()) }
 
 // InZone reports whether name is zone or below it.
 func InZone(zone, name string) bool {
-	return name == zone || strings.HasSuffix(name, "."+zone)
+	// By labels: "a\.b.c" is not in "b.c".
+	return mdns.IsSubDomain(zone, name)
 }
 
 // Header checks that set can be in zone, and is the header of its records.
@@ -44,6 +45,9 @@ func Header(zone string, set dns.RRset) (mdns.RR_Header, error) {
 	}
 	if !InZone(zone, set.Name) {
 		return mdns.RR_Header{}, fmt.Errorf("%s is not in zone %s", set.Name, zone)
+	}
+	if set.TTL < 0 || set.TTL%time.Second != 0 || set.TTL/time.Second > 1<<31-1 {
+		return mdns.RR_Header{}, fmt.Errorf("%s %s: ttl %s: want whole seconds below 2^31", set.Name, set.Type, set.TTL)
 	}
 	code, ok := Code(set.Type)
 	if !ok {
