@@ -5,9 +5,13 @@ package tunnel
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/kokoa-proxy/kokoa/keys"
@@ -70,21 +74,135 @@ type PeerStats struct {
 type Device interface {
 	// SetPeers makes peers the device's only peers. Sessions of peers that stay
 	// are kept; a peer that loses an allowed address loses it before another
-	// gains it. Overlapping allowed addresses are an error that changes nothing.
-	// An endpoint whose name does not resolve is an error that is returned after
-	// everything else was set.
+	// gains it. Overlapping allowed addresses are ErrOverlap and change nothing.
+	//
+	// Names are looked up again at every call, after all that needs no look-up
+	// has been set: an endpoint whose name does not resolve is an error, and the
+	// rest holds. A peer's endpoint is set when its text changes or its name
+	// leads elsewhere, and left alone otherwise, since the peer may have roamed;
+	// to force it, set the peers without that one first. Of calls at the same
+	// time the last to start wins.
 	SetPeers(ctx context.Context, peers []Peer) error
 	// Stats lists the device's peers as they are, whoever set them.
 	Stats() ([]PeerStats, error)
-	// Dial opens a TCP connection through the tunnel.
+	// Dial opens a TCP connection through the tunnel, and never beside it. Errors
+	// can be tested for as those of net.Dialer: syscall.ECONNREFUSED,
+	// context.DeadlineExceeded, net.ErrClosed. The connection has CloseWrite.
 	Dial(ctx context.Context, to netip.AddrPort) (net.Conn, error)
-	// Listen takes TCP connections at a port of the device's own address.
+	// Listen takes TCP connections at a port of the device's own address, from
+	// the tunnel alone: whoever knocks has a peer's key. Its connections have
+	// CloseWrite.
 	Listen(port uint16) (net.Listener, error)
-	// Kind says which make this is, Reason why it was chosen.
+	// Kind says which make this is, Reason why it was chosen, in one sentence:
+	// "userspace: no CAP_NET_ADMIN".
 	Kind() Kind
 	Reason() string
 	// ListenPort is the UDP port in use.
 	ListenPort() uint16
-	// Close ends every tunnel, connection and listener.
+	// Close ends every tunnel, connection and listener, and waits until they have
+	// ended. Whatever is called afterwards returns net.ErrClosed.
 	Close() error
 }
+
+// Errors that callers may test for.
+var (
+	// ErrUnavailable is in the error of a make that this host does not allow.
+	ErrUnavailable = errors.New("not available on this host")
+	// ErrOverlap is in the error about two peers that claim one address.
+	ErrOverlap = errors.New("allowed addresses overlap")
+)
+
+// Open makes a device of cfg. Nothing is forwarded from one peer to another: not
+// by the user-space stack, which does not forward, nor by the host, which is told
+// to drop what comes out of the tunnel for anyone but itself, whatever
+// net.ipv4.ip_forward says.
+//
+// In Auto a make that this host does not allow (no CAP_NET_ADMIN, no kernel
+// module, no /dev/net/tun) gives way to the next. Any other error is final.
+func Open(cfg Config) (Device, error) {
+	if err := cfg.complete(); err != nil {
+		return nil, fmt.Errorf("open tunnel: %w", err)
+	}
+	return open(cfg, makes)
+}
+
+// maker opens devices of one make. Its error is an unavailable when the host does
+// not allow the make.
+type maker struct {
+	kind Kind
+	open func(Config) (*device, error)
+}
+
+// unavailable is why a make cannot be had here.
+type unavailable string
+
+func (u unavailable) Error() string        { return ErrUnavailable.Error() + ": " + string(u) }
+func (u unavailable) Is(target error) bool { return target == ErrUnavailable }
+
+func open(cfg Config, makes []maker) (Device, error) {
+	var missing []string
+	for _, m := range makes {
+		if cfg.Kind != Auto && cfg.Kind != m.kind {
+			continue
+		}
+		d, err := m.open(cfg)
+		var u unavailable
+		if cfg.Kind == Auto && errors.As(err, &u) {
+			missing = append(missing, string(u))
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("open %s tunnel: %w", m.kind, err)
+		}
+		d.kind = m.kind
+		switch {
+		case cfg.Kind != Auto:
+			d.reason = fmt.Sprintf("%s: as configured", m.kind)
+		case len(missing) > 0:
+			d.reason = fmt.Sprintf("%s: %s", m.kind, strings.Join(slices.Compact(missing), ", "))
+		default:
+			d.reason = fmt.Sprintf("%s: the best make, and this host allows it", m.kind)
+		}
+		return d, nil
+	}
+	return nil, fmt.Errorf("open %s tunnel: %w", cfg.Kind, ErrUnavailable)
+}
+
+// complete fills in defaults and checks the rest.
+func (c *Config) complete() error {
+	if c.Kind == "" {
+		c.Kind = Auto
+	}
+	if c.MTU == 0 {
+		c.MTU = DefaultMTU
+	}
+	if c.Name == "" {
+		c.Name = "kokoa0"
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	c.Address = c.Address.Unmap()
+	least := 576 // RFC 791: what every IPv4 host takes
+	if c.Address.Is6() {
+		least = 1280 // RFC 8200 section 5
+	}
+	switch {
+	case !slices.Contains([]Kind{Auto, Kernel, TUN, Userspace}, c.Kind):
+		return fmt.Errorf("unknown kind %q (want auto, kernel, tun or userspace)", string(c.Kind))
+	case c.PrivateKey == keys.Private{}:
+		return errors.New("no private key")
+	case !c.Address.IsValid() || c.Address.IsUnspecified() || c.Address.Zone() != "":
+		return fmt.Errorf("%q is no address", c.Address)
+	case !c.Network.IsValid() || !c.Network.Contains(c.Address):
+		return fmt.Errorf("address %s is not in network %s", c.Address, c.Network)
+	case c.MTU < least || c.MTU > maxMTU:
+		return fmt.Errorf("MTU %d is not from %d to %d", c.MTU, least, maxMTU)
+	case len(c.Name) > 15 || strings.ContainsAny(c.Name, "/: \t\n"):
+		return fmt.Errorf("%q is no interface name (at most 15 bytes, no slash, colon or space)", c.Name)
+	}
+	return nil
+}
+
+// maxMTU leaves room for WireGuard's own header, and some, in a UDP datagram.
+const maxMTU = 65000

@@ -1,0 +1,310 @@
+package tunnel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+
+	wgdevice "golang.zx2c4.com/wireguard/device"
+
+	"github.com/kokoa-proxy/kokoa/keys"
+)
+
+// device is what all makes have in common: its two halves are WireGuard, which is
+// told who the peers are, and a TCP stack, which dials and listens.
+type device struct {
+	wireguard wireguard
+	tcp       tcpStack
+	// release frees what the halves do not: the link, the process' sockets.
+	release func() error
+
+	self   keys.Public
+	kind   Kind
+	reason string
+	port   uint16
+	lookup func(ctx context.Context, host string) ([]netip.Addr, error)
+
+	open    sockets
+	closing context.Context
+	shut    context.CancelFunc
+	once    sync.Once
+	closed  error
+
+	mu sync.Mutex
+	// turn counts the calls of SetPeers, so that one that waited for DNS does not
+	// undo a later one.
+	turn uint64
+	// last is the endpoint that SetPeers set, for each peer it set one for.
+	last map[keys.Public]endpoint
+}
+
+// wireguard configures one WireGuard device and reads it back.
+type wireguard interface {
+	// change applies changes in order.
+	change(changes []change) error
+	peers() ([]peerState, error)
+}
+
+// tcpStack opens sockets whose traffic goes through the tunnel only.
+type tcpStack interface {
+	dial(ctx context.Context, to netip.AddrPort) (net.Conn, error)
+	listen(port uint16) (net.Listener, error)
+}
+
+// endpoint is a peer's endpoint as asked for, and the address that came of it.
+type endpoint struct {
+	text string
+	addr netip.AddrPort
+}
+
+func newDevice(cfg Config, w wireguard, port uint16, release func() error) *device {
+	closing, shut := context.WithCancel(context.Background())
+	return &device{
+		wireguard: w,
+		release:   release,
+		self:      cfg.PrivateKey.Public(),
+		port:      port,
+		lookup: func(ctx context.Context, host string) ([]netip.Addr, error) {
+			return net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+		},
+		closing: closing,
+		shut:    shut,
+		last:    make(map[keys.Public]endpoint),
+	}
+}
+
+func (d *device) Kind() Kind         { return d.kind }
+func (d *device) Reason() string     { return d.reason }
+func (d *device) ListenPort() uint16 { return d.port }
+
+func (d *device) Stats() ([]PeerStats, error) {
+	if d.closing.Err() != nil {
+		return nil, fmt.Errorf("read peers: %w", net.ErrClosed)
+	}
+	peers, err := d.wireguard.peers()
+	if err != nil {
+		return nil, fmt.Errorf("read peers: %w", err)
+	}
+	stats := make([]PeerStats, len(peers))
+	for i, p := range peers {
+		stats[i] = p.PeerStats
+	}
+	return stats, nil
+}
+
+func (d *device) SetPeers(ctx context.Context, peers []Peer) error {
+	wanted, err := check(peers, d.self)
+	if err != nil {
+		return fmt.Errorf("set peers: %w", err)
+	}
+	turn, err := d.setAtOnce(wanted)
+	if err != nil {
+		return fmt.Errorf("set peers: %w", err)
+	}
+	if err := d.setNamed(ctx, turn, wanted); err != nil {
+		return fmt.Errorf("set peers: %w", err)
+	}
+	return nil
+}
+
+// setAtOnce sets everything that needs no DNS: a revoked peer must not stay for
+// as long as some other peer's name server is slow.
+func (d *device) setAtOnce(wanted []wantedPeer) (turn uint64, err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.turn++
+	if d.closing.Err() != nil {
+		return 0, net.ErrClosed
+	}
+	have, err := d.wireguard.peers()
+	if err != nil {
+		return 0, err
+	}
+	reached := make(map[keys.Public]bool, len(have))
+	for _, p := range have {
+		reached[p.PublicKey] = p.Endpoint != ""
+	}
+	last := make(map[keys.Public]endpoint, len(wanted))
+	for i, w := range wanted {
+		// A peer that is new to the device, or that somebody took the endpoint
+		// from, has nothing to keep.
+		if old, ok := d.last[w.key]; ok && reached[w.key] && old.text == w.endpoint {
+			last[w.key] = old
+			continue
+		}
+		if w.addr.IsValid() {
+			wanted[i].set = w.addr
+			last[w.key] = endpoint{w.endpoint, w.addr}
+		}
+	}
+	if err := d.wireguard.change(diff(have, wanted)); err != nil {
+		return 0, err
+	}
+	d.last = last
+	return d.turn, nil
+}
+
+// setNamed looks up the endpoints that are names, and sets those that lead
+// elsewhere than when they were set.
+func (d *device) setNamed(ctx context.Context, turn uint64, wanted []wantedPeer) error {
+	named := slices.DeleteFunc(slices.Clone(wanted), func(w wantedPeer) bool { return w.host == "" })
+	if len(named) == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(d.closing, cancel)()
+
+	found := make([][]netip.Addr, len(named))
+	errs := make([]error, len(named))
+	var group sync.WaitGroup
+	limit := make(chan struct{}, 16)
+	for i, w := range named {
+		limit <- struct{}{}
+		group.Go(func() {
+			defer func() { <-limit }()
+			addrs, err := d.lookup(ctx, w.host)
+			if err == nil && len(addrs) == 0 {
+				err = errors.New("no address")
+			}
+			if err != nil {
+				errs[i] = fmt.Errorf("resolve endpoint %q of peer %s: %w", w.endpoint, w.key, err)
+				return
+			}
+			for _, a := range addrs {
+				found[i] = append(found[i], a.Unmap())
+			}
+		})
+	}
+	group.Wait()
+
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.turn != turn {
+		return errors.Join(errs...)
+	}
+	var changes []change
+	for i, w := range named {
+		old, ok := d.last[w.key]
+		if len(found[i]) == 0 || ok && slices.Contains(found[i], old.addr.Addr()) {
+			continue
+		}
+		addr := netip.AddrPortFrom(found[i][0], w.port)
+		changes = append(changes, change{key: w.key, existing: true, endpoint: addr})
+		d.last[w.key] = endpoint{w.endpoint, addr}
+	}
+	if len(changes) > 0 {
+		if d.closing.Err() != nil {
+			return net.ErrClosed
+		}
+		errs = append(errs, d.wireguard.change(changes))
+	}
+	return errors.Join(errs...)
+}
+
+func (d *device) Dial(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
+	if d.closing.Err() != nil {
+		return nil, dialError(to, net.ErrClosed)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(d.closing, cancel)()
+	c, err := d.tcp.dial(ctx, to)
+	if err != nil {
+		if d.closing.Err() != nil {
+			err = net.ErrClosed
+		}
+		return nil, dialError(to, err)
+	}
+	return c, nil
+}
+
+func (d *device) Listen(port uint16) (net.Listener, error) {
+	if d.closing.Err() != nil {
+		return nil, fmt.Errorf("listen in tunnel at port %d: %w", port, net.ErrClosed)
+	}
+	l, err := d.tcp.listen(port)
+	if err != nil {
+		return nil, fmt.Errorf("listen in tunnel at port %d: %w", port, err)
+	}
+	return l, nil
+}
+
+func (d *device) Close() error {
+	d.once.Do(func() {
+		d.shut()
+		d.open.close()
+		d.mu.Lock() // a SetPeers at work ends first
+		defer d.mu.Unlock()
+		if err := d.release(); err != nil {
+			d.closed = fmt.Errorf("close tunnel: %w", err)
+		}
+	})
+	return d.closed
+}
+
+// dialError gives err the context of a dial, once.
+func dialError(to netip.AddrPort, err error) error {
+	var op *net.OpError
+	if errors.As(err, &op) {
+		err = op.Err
+	}
+	return &net.OpError{Op: "dial", Net: "tcp", Addr: net.TCPAddrFromAddrPort(to), Err: err}
+}
+
+// sockets are the open connections and listeners of a device. The zero value is
+// ready.
+type sockets struct {
+	mu     sync.Mutex
+	closed bool
+	all    map[io.Closer]struct{}
+}
+
+// add remembers c until remove. When the device has been closed it closes c and
+// reports false.
+func (s *sockets) add(c io.Closer) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		c.Close()
+		return false
+	}
+	if s.all == nil {
+		s.all = make(map[io.Closer]struct{})
+	}
+	s.all[c] = struct{}{}
+	return true
+}
+
+func (s *sockets) remove(c io.Closer) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.all, c)
+}
+
+func (s *sockets) close() {
+	s.mu.Lock()
+	all := s.all
+	s.closed, s.all = true, nil
+	s.mu.Unlock()
+	for c := range all {
+		c.Close()
+	}
+}
+
+// wireguardLog hands on what wireguard-go has to say. All of it is for debugging:
+// a peer that is away is an error there at every packet meant for it.
+func wireguardLog(log *slog.Logger) *wgdevice.Logger {
+	return &wgdevice.Logger{
+		Verbosef: wgdevice.DiscardLogf,
+		Errorf: func(format string, args ...any) {
+			log.Debug("wireguard complained", "err", fmt.Sprintf(format, args...))
+		},
+	}
+}
