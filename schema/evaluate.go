@@ -1,0 +1,459 @@
+package schema
+
+import (
+	"bytes"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"cuelang.org/go/cue"
+	"cuelang.org/go/cue/ast"
+	"cuelang.org/go/cue/build"
+	"cuelang.org/go/cue/cuecontext"
+	"cuelang.org/go/cue/errors"
+	"cuelang.org/go/cue/parser"
+)
+
+// userFile is the name of the file being evaluated in CUE's positions; library
+// files have libraryPrefix before their path.
+const (
+	userFile      = "file"
+	libraryPrefix = "library/"
+)
+
+// evaluator evaluates files, one at a time, in one CUE context. A context grows
+// with everything it has seen, so an evaluator is thrown away after a batch.
+type evaluator struct {
+	ctx    *cue.Context
+	shapes shapes
+	defs   [kinds]cue.Value
+	limits evaluationLimits
+	// scope holds the library's definitions, once use was called.
+	scope *cue.Value
+	names []string // names that the library defines
+	// libraryBroken: names may be missing because the library has errors.
+	libraryBroken bool
+}
+
+// evaluationLimits bound what one file may give.
+type evaluationLimits struct {
+	// output bytes of one file's encoded outcome.
+	output int
+}
+
+// maxFindings of one file are reported; a generated file can have any number.
+const maxFindings = 100
+
+func newEvaluator(limits evaluationLimits) (*evaluator, error) {
+	files, err := parseDefinitions()
+	if err != nil {
+		return nil, fmt.Errorf("parse definitions: %w", err)
+	}
+	e := &evaluator{ctx: cuecontext.New(), shapes: newShapes(files), limits: limits}
+	inst := build.NewContext().NewInstance("", nil)
+	for _, f := range files {
+		if err := inst.AddSyntax(f); err != nil {
+			return nil, fmt.Errorf("build definitions: %w", err)
+		}
+	}
+	v := e.ctx.BuildInstance(inst)
+	if err := v.Err(); err != nil {
+		return nil, fmt.Errorf("build definitions: %w", err)
+	}
+	for k := range kinds {
+		e.defs[k] = v.LookupPath(cue.MakePath(cue.Def(e.shapes[k].rule)))
+		if err := e.defs[k].Err(); err != nil {
+			return nil, fmt.Errorf("find definition: %w", err)
+		}
+	}
+	return e, nil
+}
+
+// use makes the library's definitions known to the files that come after it, and
+// returns the findings in each library file.
+func (e *evaluator) use(files []sourceFile) [][]finding {
+	findings := make([][]finding, len(files))
+	inst := build.NewContext().NewInstance("", nil)
+	parsed := make([]*ast.File, len(files))
+	for i, f := range files {
+		file, found := parse(libraryPrefix+f.name, f.text)
+		findings[i] = found
+		if file == nil || len(found) > 0 {
+			e.libraryBroken = true
+			continue
+		}
+		parsed[i] = file
+		for _, d := range file.Decls {
+			if def, ok := d.(*ast.Field); ok {
+				name, _, _ := ast.LabelName(def.Label)
+				e.names = append(e.names, name)
+			}
+		}
+		if err := inst.AddSyntax(file); err != nil {
+			findings[i] = append(findings[i], finding{code: CodeEvaluation, message: err.Error()})
+		}
+	}
+	v := e.ctx.BuildInstance(inst)
+	if err := v.Validate(); err != nil {
+		e.libraryBroken = true
+		for i := range files {
+			x := explainer{evaluator: e, file: libraryPrefix + files[i].name}
+			if parsed[i] != nil {
+				x.nodes = index(parsed[i])
+			}
+			findings[i] = append(findings[i], x.own(err)...)
+		}
+	}
+	e.scope = &v
+	return findings
+}
+
+// file evaluates one file. The outcome is only the class user when the file
+// needs the library and use was not called.
+func (e *evaluator) file(text []byte) (o outcome) {
+	o.size = len(text)
+	defer func() {
+		if p := recover(); p != nil {
+			o.entries = nil
+			o.findings = []finding{{
+				code:    CodeEvaluation,
+				message: "CUE's evaluator crashed on this file",
+				hint:    "write it more simply",
+			}}
+		}
+	}()
+	f, findings := parse(userFile, text)
+	if f == nil || len(findings) > 0 {
+		o.findings = findings
+		return o
+	}
+	o.class = classify(f)
+	if o.class == library || o.class == user && e.scope == nil {
+		return o
+	}
+	o.entries, o.findings = e.entries(f, text)
+	if len(o.findings) > maxFindings {
+		more := len(o.findings) - maxFindings
+		o.findings = append(o.findings[:maxFindings], finding{
+			code: CodeLimit, message: fmt.Sprintf("%s in this file", count(more, "more error")),
+		})
+	}
+	return o
+}
+
+func (e *evaluator) build(f *ast.File) cue.Value {
+	if e.scope != nil && classify(f) == user {
+		return e.ctx.BuildFile(f, cue.Scope(*e.scope))
+	}
+	return e.ctx.BuildFile(f)
+}
+
+func (e *evaluator) entries(f *ast.File, text []byte) ([]entry, []finding) {
+	v := e.build(f)
+	x := explainer{evaluator: e, file: userFile, nodes: index(f), source: f}
+	var findings []finding
+	if err := v.Err(); err != nil {
+		// References to nothing keep CUE from building the file at all. Report
+		// them, then look at the rest as if they were there.
+		for range 3 {
+			found, mended := x.mend(err, text)
+			if mended == nil {
+				break
+			}
+			findings = append(findings, found...)
+			x.mended = true
+			x.nodes = index(mended)
+			v = e.build(mended)
+			if err = v.Err(); err == nil {
+				break
+			}
+		}
+	}
+	if v.IncompleteKind() != cue.StructKind && v.Err() == nil {
+		return nil, append(findings, finding{
+			code: CodeSyntax, at: mark{1, 1, 1}, message: "a file is a struct with route, origin, edge or fleet",
+			hint: `write: route: NAME: {…}`,
+		})
+	}
+	var out []entry
+	if v.Err() != nil {
+		findings = append(findings, x.own(v.Validate())...)
+	}
+	findings = append(findings, x.unknownTop(v)...)
+	budget := e.limits.output
+	for k := range kinds {
+		top := v.LookupPath(cue.MakePath(cue.Str(k.String())))
+		if !top.Exists() {
+			continue
+		}
+		if k == kindFleet {
+			entry, found := e.entry(&x, k, "", top)
+			out, findings = append(out, entry), append(findings, found...)
+			continue
+		}
+		named, err := top.Fields()
+		if err != nil {
+			if top.Err() == nil {
+				findings = append(findings, finding{
+					code: CodeType, at: x.valueAt([]string{k.String()}), private: true,
+					message: fmt.Sprintf("%s is no struct", k),
+					hint:    fmt.Sprintf("write: %s: NAME: {…}", k),
+				})
+			}
+			continue
+		}
+		for named.Next() {
+			entry, found := e.entry(&x, k, named.Selector().Unquoted(), named.Value())
+			out, findings = append(out, entry), append(findings, found...)
+			if budget -= entry.weight(); budget < 0 {
+				return nil, []finding{{
+					code: CodeLimit, message: fmt.Sprintf("the file grows to more than %s when it is evaluated", size(e.limits.output)),
+					hint: "split it, or generate less",
+				}}
+			}
+		}
+	}
+	return out, dedupe(findings)
+}
+
+// entry unifies one value with the definition of its kind and takes it apart.
+func (e *evaluator) entry(x *explainer, k kind, name string, v cue.Value) (entry, []finding) {
+	path := []string{k.String()}
+	if k != kindFleet {
+		path = append(path, name)
+	}
+	out := entry{kind: k, name: name, at: x.labelAt(path)}
+	if k != kindFleet && !isLabel(name) {
+		out.broken = true
+		return out, []finding{{
+			code: CodeInvalid, at: out.at, message: fmt.Sprintf("invalid name %s of %s", quote(name), article(k)),
+			hint: "want a DNS label: 1 to 63 of a-z, 0-9 and -, with no - at either end",
+		}}
+	}
+	u := v.Unify(e.defs[k])
+	w := leafWriter{fallback: out.at, budget: e.limits.output}
+	var findings []finding
+	if err := u.Validate(cue.Concrete(true), cue.Final()); err != nil {
+		var bad [][]string
+		findings, bad = x.entry(k, name, path, v, err)
+		for _, p := range bad {
+			if len(p) == 0 {
+				out.broken = true
+				return out, findings
+			}
+			w.add(leaf{path: strings.Join(p, "."), typ: leafBad, at: x.valueAt(slices.Concat(path, p))})
+		}
+	}
+	if x.mended {
+		out.broken = true
+		return out, findings
+	}
+	w.fields(u, "", x.nodes.find(path))
+	out.leaves = w.leaves
+	return out, findings
+}
+
+// weight is about how many bytes the entry takes.
+func (e entry) weight() int {
+	n := 16 + len(e.name)
+	for _, l := range e.leaves {
+		n += 8 + len(l.path) + len(l.text)
+	}
+	return n
+}
+
+// leafWriter takes a valid value apart. The schema bounds every list and string
+// but not how many a generated value may have, so a budget does.
+type leafWriter struct {
+	fallback mark
+	leaves   []leaf
+	budget   int
+}
+
+func (w *leafWriter) fields(v cue.Value, prefix string, n *node) {
+	it, err := v.Fields()
+	if err != nil {
+		return
+	}
+	for it.Next() {
+		label := it.Selector().Unquoted()
+		w.value(it.Value(), prefix+label, n.kid(label))
+	}
+}
+
+func (w *leafWriter) value(v cue.Value, path string, n *node) {
+	if w.budget < 0 {
+		return
+	}
+	l := leaf{path: path, at: w.fallback}
+	if n != nil {
+		w.fallback = n.at()
+		defer func(m mark) { w.fallback = m }(l.at)
+		l.at = n.at()
+	}
+	switch v.Kind() {
+	case cue.StructKind:
+		l.typ = leafStruct
+		w.add(l)
+		w.fields(v, path+".", n)
+	case cue.ListKind:
+		l.typ = leafList
+		w.add(l)
+		it, err := v.List()
+		if err != nil {
+			return
+		}
+		for i := 0; it.Next(); i++ {
+			index := strconv.Itoa(i)
+			w.value(it.Value(), path+"."+index, n.kid(index))
+		}
+	case cue.StringKind:
+		l.typ = leafString
+		l.text, _ = v.String()
+		w.add(l)
+	case cue.BoolKind:
+		l.typ = leafBool
+		on, _ := v.Bool()
+		l.text = strconv.FormatBool(on)
+		w.add(l)
+	case cue.IntKind:
+		l.typ = leafNumber
+		number, _ := v.Int64()
+		l.text = strconv.FormatInt(number, 10)
+		w.add(l)
+	}
+}
+
+func (w *leafWriter) add(l leaf) {
+	w.budget -= 8 + len(l.path) + len(l.text)
+	w.leaves = append(w.leaves, l)
+}
+
+// allowedImports are pure: they read nothing but their arguments.
+var allowedImports = []string{"list", "math", "net", "regexp", "strconv", "strings", "time"}
+
+// parse reads a file and refuses what a fleet repo may not use. The file is nil
+// when it cannot be parsed.
+func parse(name string, text []byte) (*ast.File, []finding) {
+	if found := findSecrets(text); found != nil {
+		return nil, found
+	}
+	f, err := parser.ParseFile(name, text)
+	if err != nil {
+		var findings []finding
+		for _, e := range errors.Errors(err) {
+			if len(findings) > 0 && findings[len(findings)-1].hint == hintUnterminated {
+				break // what follows is the inside of the string
+			}
+			format, args := e.Msg()
+			findings = append(findings, finding{
+				code: CodeSyntax, at: markAt(e.Position(), 1), private: true,
+				message: sentence(format, args),
+				hint:    syntaxHint(format),
+			})
+		}
+		return nil, dedupe(findings)
+	}
+	var findings []finding
+	forbid := func(n ast.Node, message, hint string) {
+		findings = append(findings, finding{
+			code: CodeForbidden, at: markOf(n), private: true, message: message, hint: hint,
+		})
+	}
+	switch name := f.PackageName(); name {
+	case "fleet":
+	case "":
+		forbid(f, "the file has no package clause", "begin it with: package fleet")
+	default:
+		forbid(packageClause(f), fmt.Sprintf("package %s is not read", quote(name)), "write: package fleet")
+	}
+	for spec := range f.ImportSpecs() {
+		path, err := strconv.Unquote(spec.Path.Value)
+		if err == nil && !slices.Contains(allowedImports, path) {
+			forbid(spec.Path, fmt.Sprintf("import of %s is not allowed", quote(path)),
+				"a fleet repo may import "+strings.Join(allowedImports, ", "))
+		}
+	}
+	if bytes.IndexByte(text, '@') >= 0 {
+		ast.Walk(f, func(n ast.Node) bool {
+			if a, ok := n.(*ast.Attribute); ok {
+				name, _ := a.Split()
+				forbid(a, fmt.Sprintf("attribute @%s is not allowed", name), "nothing reads it; take it out")
+			}
+			return true
+		}, nil)
+	}
+	return f, findings
+}
+
+// classify says what the file is to others, by its text alone.
+func classify(f *ast.File) class {
+	shared, data := false, false
+	for _, d := range f.Decls {
+		switch d := d.(type) {
+		case *ast.Field:
+			name, _, err := ast.LabelName(d.Label)
+			if err == nil && isShared(name) && isIdent(d.Label) {
+				shared = true
+			} else {
+				data = true
+			}
+		case *ast.EmbedDecl, *ast.Comprehension, *ast.Ellipsis:
+			data = true
+		}
+	}
+	if shared && !data {
+		return library
+	}
+	for _, id := range f.Unresolved {
+		if isShared(id.Name) {
+			return user
+		}
+	}
+	return plain
+}
+
+func isIdent(label ast.Node) bool {
+	if a, ok := label.(*ast.Alias); ok {
+		label = a.Expr
+	}
+	_, ok := label.(*ast.Ident)
+	return ok
+}
+
+// isShared reports whether an identifier is a definition or hidden field.
+func isShared(name string) bool {
+	return strings.HasPrefix(name, "#") || strings.HasPrefix(name, "_") && name != "_" && !strings.HasPrefix(name, "__")
+}
+
+func packageClause(f *ast.File) ast.Node {
+	for _, d := range f.Decls {
+		if p, ok := d.(*ast.Package); ok {
+			return p.Name
+		}
+	}
+	return f
+}
+
+func kindOf(name string) (kind, bool) {
+	for k, n := range kindNames {
+		if n == name {
+			return kind(k), true
+		}
+	}
+	return 0, false
+}
+
+// isLabel reports whether s is what #Label in repo.cue allows.
+func isLabel(s string) bool {
+	if len(s) == 0 || len(s) > 63 || s[0] == '-' || s[len(s)-1] == '-' {
+		return false
+	}
+	for _, c := range []byte(s) {
+		if (c < 'a' || c > 'z') && (c < '0' || c > '9') && c != '-' {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,11 @@
+package schema
+
+import (
+	"os"
+	"testing"
+)
+
+func TestMain(m *testing.M) {
+	RunIfWorker()
+	os.Exit(m.Run())
+}
