@@ -182,6 +182,12 @@ func (s Secret) Signing() ed25519.PrivateKey {
 	return ed25519.NewKeyFromSeed(seed[:])
 }
 
+// SigningPublic is what agents check signatures with.
+func (s Secret) SigningPublic() ed25519.PublicKey {
+	private := s.Signing()
+	return ed25519.PublicKey(private[ed25519.PrivateKeySize-ed25519.PublicKeySize:])
+}
+
 // CA is the key of the fleet's internal certificate authority, on P-256.
 func (s Secret) CA() *ecdsa.PrivateKey {
 	// A scalar is out of range with a chance of 2^-32: count until one fits.
