@@ -208,7 +208,6 @@ func (d *Driver) applyZone(ctx context.Context, zone string, changes []plan.Chan
 	for _, host := range hosts {
 		at := stand(zone, host, near)
 		s := step{before: at.owner, after: at.owner, marker: at.marker}
-		s.after.fleet = d.Fleet
 		for _, i := range byHost[host] {
 			if errs[i] = d.decide(at, changes[i], &s); errs[i] == nil {
 				s.indexes = append(s.indexes, i)
@@ -281,6 +280,7 @@ func (d *Driver) decide(at standing, c plan.Change, s *step) error {
 			return err
 		}
 	}
+	s.after.fleet = d.Fleet
 	*s.after.claim(t) = settled
 	if !is.same(want) {
 		s.change(set, want.Values, want.TTL)

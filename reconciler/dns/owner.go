@@ -55,7 +55,7 @@ func ownedHost(zone, name string) (host string, ok bool) {
 		return "", false
 	case rel == "":
 		return zone, true
-	case rel[len(rel)-1] != '.':
+	case rel[len(rel)-1] != '.', rel[0] == '*':
 		return "", false
 	}
 	if rest, ok := strings.CutPrefix(rel, wildcardLabel+"."); ok {
@@ -75,7 +75,7 @@ func checkHost(zone, host string) error {
 	if !ok {
 		return fmt.Errorf("%q is not in zone %s", host, zone)
 	}
-	if len(OwnerName(zone, host)) > 253 {
+	if len(host)+len(ownerLabel)+len(wildcardLabel)+1 > 253 {
 		return fmt.Errorf("%q is too long: its owner record's name would exceed 253 characters", host)
 	}
 	if rel == "*" {

@@ -126,7 +126,7 @@ func (s *Server) Serve(ctx context.Context, udp net.PacketConn, tcp net.Listener
 	failed := make(chan error, len(servers))
 	var running, ready sync.WaitGroup
 	for _, m := range servers {
-		m.Handler, m.TsigSecret, m.MsgAcceptFunc = s, s.secrets, accept
+		m.Handler, m.TsigSecret, m.MsgAcceptFunc = mdns.HandlerFunc(s.handle), s.secrets, accept
 		ready.Add(1)
 		started := sync.OnceFunc(ready.Done)
 		m.NotifyStartedFunc = started
@@ -200,8 +200,8 @@ func (c boundedConn) Write(b []byte) (int, error) {
 	return c.Conn.Write(b)
 }
 
-// ServeDNS answers one request.
-func (s *Server) ServeDNS(w mdns.ResponseWriter, r *mdns.Msg) {
+// handle answers one request.
+func (s *Server) handle(w mdns.ResponseWriter, r *mdns.Msg) {
 	_, overUDP := w.RemoteAddr().(*net.UDPAddr)
 	a := new(mdns.Msg)
 	a.SetReply(r)

@@ -175,7 +175,6 @@ func (d *draft) get(name string, typ dns.Type) dns.RRset {
 
 // check makes set ready for put.
 func (d *draft) check(set dns.RRset) (rrset, error) {
-	set.Values = slices.Compact(slices.Sorted(slices.Values(set.Values)))
 	h, err := wire.Header(d.base.zone, set)
 	if err != nil {
 		return rrset{}, err
@@ -184,7 +183,20 @@ func (d *draft) check(set dns.RRset) (rrset, error) {
 		return rrset{}, fmt.Errorf("%s: %w", set.Name, unsupported(set.Type))
 	}
 	rrs, err := wire.Records(d.base.zone, set)
-	return rrset{set, h.Rrtype, rrs}, err
+	if err != nil {
+		return rrset{}, err
+	}
+	// The values as a transfer would give them.
+	byValue := make(map[string]mdns.RR, len(rrs))
+	for _, rr := range rrs {
+		byValue[wire.Value(rr)] = rr
+	}
+	ready := rrset{set, h.Rrtype, rrs[:0]}
+	ready.Values = slices.Sorted(maps.Keys(byValue))
+	for _, v := range ready.Values {
+		ready.rrs = append(ready.rrs, byValue[v])
+	}
+	return ready, nil
 }
 
 // put replaces or, without values, removes a set.

@@ -122,14 +122,15 @@ func (c *conn) refusal(m, a *mdns.Msg, sig *mdns.TSIG) error {
 	say := func(format string, args ...any) error {
 		return fmt.Errorf("%s answers %s: %w", o.Server, rcode, fmt.Errorf(format, args...))
 	}
+	allow := fmt.Sprintf("read zone %s; allow it (BIND: allow-transfer; Knot: an acl with action transfer)", o.Zone)
+	if m.Opcode == mdns.OpcodeUpdate {
+		allow = fmt.Sprintf("update zone %s; allow it (BIND: update-policy or allow-update; Knot: an acl with action update)", o.Zone)
+	}
 	switch a.Rcode {
 	case mdns.RcodeYXDomain, mdns.RcodeYXRrset, mdns.RcodeNXRrset, mdns.RcodeNameError:
 		return say("%w", dns.ErrConflict)
 	case mdns.RcodeRefused:
-		if m.Opcode == mdns.OpcodeUpdate {
-			return say("the key %s may not update zone %s; allow it (BIND: update-policy or allow-update; Knot: an acl with action update)", o.Key.Name, o.Zone)
-		}
-		return say("the key %s may not read zone %s; allow it (BIND: allow-transfer; Knot: an acl with action transfer)", o.Key.Name, o.Zone)
+		return say("the key %s may not %s", o.Key.Name, allow)
 	case mdns.RcodeNotAuth:
 		code := uint16(0)
 		if sig != nil {
@@ -137,7 +138,7 @@ func (c *conn) refusal(m, a *mdns.Msg, sig *mdns.TSIG) error {
 		}
 		switch code {
 		case mdns.RcodeBadKey:
-			return say("it knows no key %s with %s (BADKEY); compare name and algorithm with the server's", o.Key.Name, o.Key.Algorithm)
+			return say("it knows no key %s with %s, or, if it is Knot, the key may not %s (BADKEY)", o.Key.Name, o.Key.Algorithm, allow)
 		case mdns.RcodeBadSig:
 			return say("the secret of key %s differs from the server's (BADSIG)", o.Key.Name)
 		case mdns.RcodeBadTime:
