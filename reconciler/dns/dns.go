@@ -135,6 +135,11 @@ func (k Key) IsZero() bool { return k.Name == "" && k.Algorithm == "" && len(k.S
 // the set when there is none. It is how a DNS-01 challenge is published: several
 // values at one "_acme-challenge" name are usual (RFC 8555 section 8.4). The set
 // exists at the primary when AddTXT returns.
+//
+// The set makes the names above it exist, and a name that exists is not answered by a
+// wildcard (RFC 4592 section 2.2.2): while "_acme-challenge.blog.example.com" stands,
+// "*.example.com" does not answer for a blog.example.com without records. So the
+// challenge for a host that only a wildcard answers for must be the wildcard's.
 func AddTXT(ctx context.Context, z Zone, name string, ttl time.Duration, value string) error {
 	if a, ok := z.(Adder); ok {
 		return a.Add(ctx, name, TXT, ttl, value)

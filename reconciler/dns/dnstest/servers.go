@@ -1,7 +1,6 @@
 package dnstest
 
 import (
-	"context"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -219,6 +218,3 @@ func tail(text string) string {
 	lines := strings.Split(strings.TrimSpace(text), "\n")
 	return strings.Join(lines[max(0, len(lines)-40):], "\n")
 }
-
-// newContext outlives a test's own, for its cleanup.
-func newContext() context.Context { return context.Background() }

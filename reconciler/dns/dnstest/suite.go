@@ -3,6 +3,7 @@
 package dnstest
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -113,10 +114,7 @@ func diff(t *testing.T, what string, got, want state) {
 // move makes the zone want by single calls, twice over: each is safe to repeat.
 func (s *suite) move(t *testing.T, want state) {
 	t.Helper()
-	ctx := t.Context()
-	if ctx.Err() != nil { // in a cleanup
-		ctx = newContext()
-	}
+	ctx := context.WithoutCancel(t.Context()) // in a cleanup it has ended
 	sets, err := s.zone.RRsets(ctx)
 	if err != nil {
 		t.Fatalf("RRsets: %v", err)
@@ -243,6 +241,9 @@ func (s *suite) transactions(t *testing.T, b dns.Batcher) {
 	// Transactions follow each other, also on one set.
 	commit([]bool{true, true, false},
 		pair(sets{two}, sets{one}), pair(sets{one}, sets{none(one), none(mark)}), pair(sets{two}, sets{none(other)}))
+	s.check(t, stateOf(other))
+	// Each sees what the one before it left: of two that want a free name one gets it.
+	commit([]bool{true, false, true}, pair(sets{none(one)}, sets{one}), pair(sets{none(one)}, sets{two}), pair(sets{one}, sets{none(one)}))
 	s.check(t, stateOf(other))
 	// A broken transaction is its own trouble.
 	errs := b.Commit(ctx, []dns.Transaction{
