@@ -563,6 +563,36 @@ func TestTXTWithoutAdder(t *testing.T) {
 	}
 }
 
+func TestChallenges(t *testing.T) {
+	outer, inner := &dnstest.Memory{}, &dnstest.Memory{}
+	c := dns.Challenges{Zones: map[string]dns.Zone{zoneName: outer, "app.example.test": inner}}
+	for name, zone := range map[string]*dnstest.Memory{
+		"_acme-challenge.example.test": outer, "_acme-challenge.www.example.test": outer,
+		"_acme-challenge.app.example.test": inner, "_acme-challenge.x.app.example.test": inner,
+	} {
+		for _, v := range []string{"one", "two"} {
+			if err := c.Add(t.Context(), name, v); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got := zone.Get(name, dns.TXT).Values; !slices.Equal(got, []string{"one", "two"}) {
+			t.Errorf("%s: got %v", name, got)
+		}
+		if err := c.Remove(t.Context(), name, "one"); err != nil {
+			t.Fatal(err)
+		}
+		if got := zone.Get(name, dns.TXT).Values; !slices.Equal(got, []string{"two"}) {
+			t.Errorf("%s: got %v", name, got)
+		}
+	}
+	if err := c.Add(t.Context(), "_acme-challenge.example.net", "one"); err == nil || !strings.Contains(err.Error(), "none of the fleet's zones") {
+		t.Errorf("got %v", err)
+	}
+	if err := c.Remove(t.Context(), "_acme-challenge.example.net", "one"); err == nil {
+		t.Error("a name of no zone was removed")
+	}
+}
+
 func TestKeyHidesItsSecret(t *testing.T) {
 	k := dns.Key{Name: "k", Algorithm: "hmac-sha256", Secret: []byte("very-secret")}
 	for _, format := range []string{"%v", "%+v", "%#v", "%s"} {
