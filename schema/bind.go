@@ -31,9 +31,9 @@ type result struct {
 
 // object is one entry of a file; the noun that its kind says is set.
 type object struct {
-	kind   kind
-	name   string
-	at     mark
+	kind kind
+	name string
+	at   mark
 	// broken objects are only names; a finding says why.
 	broken bool
 	// marks are where the fields are written that the user gave.

@@ -60,11 +60,13 @@ type assembly struct {
 	// hints by what is missing: many routes may miss the same.
 	hints map[string]string
 
-	fleet   placed
-	ready   bool // the fleet itself is there and sound
+	fleet placed
+	ready bool // the fleet itself is there and sound
+	// By kind, in the order of files: what comes later clashes with what was
+	// there first.
+	placed  [kinds][]placed
 	edges   map[string]placed
 	origins map[string]placed
-	routes  []placed // sorted by name
 }
 
 // collect gives every name to the first file that has it.
@@ -80,6 +82,7 @@ func (a *assembly) collect(files []loaded) {
 			first, taken := byName[p.kind][p.name]
 			if !taken {
 				byName[p.kind][p.name] = p
+				a.placed[p.kind] = append(a.placed[p.kind], p)
 				continue
 			}
 			what := fmt.Sprintf("%s %s", p.kind, quote(p.name))
@@ -95,8 +98,7 @@ func (a *assembly) collect(files []loaded) {
 		}
 	}
 	a.edges, a.origins = byName[kindEdge], byName[kindOrigin]
-	a.routes = slices.SortedFunc(maps.Values(byName[kindRoute]), func(x, y placed) int { return cmp.Compare(x.name, y.name) })
-	a.out.Routes = make(map[string]fleet.Route, len(a.routes))
+	a.out.Routes = make(map[string]fleet.Route, routes)
 	f, ok := byName[kindFleet][""]
 	switch {
 	case !ok && !a.mayDefine("fleet"):
@@ -173,14 +175,13 @@ func (a *assembly) checkAddresses() {
 		}
 		a.report(p.file, f)
 	}
-	for _, name := range slices.Sorted(maps.Keys(a.edges)) {
-		p := a.edges[name]
+	for _, p := range a.placed[kindEdge] {
 		if p.broken {
 			continue
 		}
 		e := *p.edge
 		e.Position = p.position()
-		a.out.Edges[name] = e
+		a.out.Edges[p.name] = e
 		for i, address := range e.Addresses {
 			path := element("addresses", i)
 			if p.bad(path) {
@@ -206,14 +207,13 @@ func (a *assembly) checkAddresses() {
 		}
 		tunnel(p, e.TunnelAddress)
 	}
-	for _, name := range slices.Sorted(maps.Keys(a.origins)) {
-		p := a.origins[name]
+	for _, p := range a.placed[kindOrigin] {
 		if p.broken {
 			continue
 		}
 		o := *p.origin
 		o.Position = p.position()
-		a.out.Origins[name] = o
+		a.out.Origins[p.name] = o
 		if first, taken := publicKeys[o.PublicKey]; taken {
 			clash(p, "public_key", "public_key", first)
 		} else if !p.bad("public_key") {
@@ -229,10 +229,10 @@ func (a *assembly) checkAddresses() {
 
 func (a *assembly) checkRoutes() {
 	type address struct{ host, path string }
-	active := make(map[address]placed, len(a.routes))
+	active := make(map[address]placed, len(a.placed[kindRoute]))
 	edgeNames := slices.Sorted(maps.Keys(a.edges))
 	var unissued []placed // routes that want a certificate which nobody can issue
-	for _, p := range a.routes {
+	for _, p := range a.placed[kindRoute] {
 		if p.broken {
 			continue
 		}
@@ -286,8 +286,8 @@ func (a *assembly) checkRoutes() {
 		a.out.Routes[r.Name] = r
 	}
 	a.checkIssuer(unissued)
-	if len(a.routes) > 0 && len(a.edges) == 0 && len(a.unread) == 0 {
-		p := a.routes[0]
+	if routes := a.placed[kindRoute]; len(routes) > 0 && len(a.edges) == 0 && len(a.unread) == 0 {
+		p := routes[0]
 		a.warn(p.file, finding{
 			code: CodeNoEdge, at: p.at,
 			message: "there are routes, and no edge to serve them",

@@ -2,6 +2,7 @@ package schema
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"slices"
 	"strconv"
@@ -74,39 +75,75 @@ func newEvaluator(limits evaluationLimits) (*evaluator, error) {
 // returns the findings in each library file.
 func (e *evaluator) use(files []sourceFile) [][]finding {
 	findings := make([][]finding, len(files))
-	inst := build.NewContext().NewInstance("", nil)
-	parsed := make([]*ast.File, len(files))
+	xs := make([]explainer, len(files))
 	for i, f := range files {
-		file, found := parse(libraryPrefix+f.name, f.text)
+		name := libraryPrefix + f.name
+		file, found := parse(name, f.text)
 		findings[i] = found
 		if file == nil || len(found) > 0 {
 			e.libraryBroken = true
 			continue
 		}
-		parsed[i] = file
-		for _, d := range file.Decls {
-			if def, ok := d.(*ast.Field); ok {
-				name, _, _ := ast.LabelName(def.Label)
-				e.names = append(e.names, name)
-			}
-		}
-		if err := inst.AddSyntax(file); err != nil {
-			findings[i] = append(findings[i], finding{code: CodeEvaluation, message: err.Error()})
-		}
+		xs[i] = explainer{evaluator: e, file: name, source: file, nodes: index(file)}
+		e.names = append(e.names, xs[i].topNames()...)
 	}
-	v := e.ctx.BuildInstance(inst)
+	v, err := e.buildLibrary(xs)
+	for range maxMends {
+		if err == nil {
+			break
+		}
+		mended := false
+		for i := range xs {
+			x := &xs[i]
+			if x.source == nil {
+				continue
+			}
+			found, at := x.dangling(err)
+			if len(at) > 0 {
+				mended, e.libraryBroken = true, true
+				findings[i] = append(findings[i], found...)
+				x.holes = append(x.holes, at...)
+			}
+			// A file can be built once.
+			x.source = mend(x.file, files[i].text, x.holes)
+			x.nodes = index(x.source)
+		}
+		if !mended {
+			break
+		}
+		v, err = e.buildLibrary(xs)
+	}
 	if err := v.Validate(); err != nil {
 		e.libraryBroken = true
-		for i := range files {
-			x := explainer{evaluator: e, file: libraryPrefix + files[i].name}
-			if parsed[i] != nil {
-				x.nodes = index(parsed[i])
+		for i := range xs {
+			if xs[i].source != nil {
+				findings[i] = append(findings[i], xs[i].own(err)...)
 			}
-			findings[i] = append(findings[i], x.own(err)...)
 		}
+	}
+	for i := range findings {
+		findings[i] = dedupe(findings[i])
 	}
 	e.scope = &v
 	return findings
+}
+
+// maxMends is how often a file is built anew without what keeps it from being
+// built: what is taken out can leave something else unused.
+const maxMends = 3
+
+func (e *evaluator) buildLibrary(xs []explainer) (cue.Value, error) {
+	inst := build.NewContext().NewInstance("", nil)
+	for i := range xs {
+		if xs[i].source == nil {
+			continue
+		}
+		if err := inst.AddSyntax(xs[i].source); err != nil {
+			return cue.Value{}, err
+		}
+	}
+	v := e.ctx.BuildInstance(inst)
+	return v, v.Err()
 }
 
 // file evaluates one file. The outcome is only the class user when the file
@@ -153,43 +190,51 @@ func (e *evaluator) entries(f *ast.File, text []byte) ([]entry, []finding) {
 	v := e.build(f)
 	x := explainer{evaluator: e, file: userFile, nodes: index(f), source: f}
 	var findings []finding
-	if err := v.Err(); err != nil {
-		// References to nothing keep CUE from building the file at all. Report
-		// them, then look at the rest as if they were there.
-		for range 3 {
-			found, mended := x.mend(err, text)
-			if mended == nil {
-				break
-			}
-			findings = append(findings, found...)
-			x.mended = true
-			x.nodes = index(mended)
-			v = e.build(mended)
-			if err = v.Err(); err == nil {
-				break
-			}
+	// References to nothing keep CUE from building the file at all. Report them,
+	// then look at the rest as if they were there.
+	for range maxMends {
+		found, at := x.dangling(v.Err())
+		if len(at) == 0 {
+			break
 		}
+		findings = append(findings, found...)
+		x.holes = append(x.holes, at...)
+		f = mend(userFile, text, x.holes)
+		x.nodes = index(f)
+		v = e.build(f)
 	}
 	if v.IncompleteKind() != cue.StructKind && v.Err() == nil {
 		return nil, append(findings, finding{
-			code: CodeSyntax, at: mark{1, 1, 1}, message: "a file is a struct with route, origin, edge or fleet",
-			hint: `write: route: NAME: {…}`,
+			code: CodeSyntax, at: markOf(content(f)), private: true,
+			message: "a file is a struct with route, origin, edge or fleet",
+			hint:    "write: route: NAME: {…}",
 		})
 	}
 	var out []entry
+	var failed error
 	if v.Err() != nil {
-		findings = append(findings, x.own(v.Validate())...)
+		failed = v.Validate()
+		findings = append(findings, x.own(failed)...)
 	}
 	findings = append(findings, x.unknownTop(v)...)
 	budget := e.limits.output
+	add := func(k kind, name string, v cue.Value) bool {
+		entry, found, err := e.entry(&x, k, name, v)
+		out, findings = append(out, entry), append(findings, found...)
+		failed = cmp.Or(err, failed)
+		budget -= entry.weight()
+		return budget > 0
+	}
+	tooLarge := []finding{(&fault{reason: tooMuchOutput}).finding(Limits{Output: e.limits.output}, "the file")}
 	for k := range kinds {
 		top := v.LookupPath(cue.MakePath(cue.Str(k.String())))
 		if !top.Exists() {
 			continue
 		}
 		if k == kindFleet {
-			entry, found := e.entry(&x, k, "", top)
-			out, findings = append(out, entry), append(findings, found...)
+			if !add(k, "", top) {
+				return nil, tooLarge
+			}
 			continue
 		}
 		named, err := top.Fields()
@@ -204,21 +249,21 @@ func (e *evaluator) entries(f *ast.File, text []byte) ([]entry, []finding) {
 			continue
 		}
 		for named.Next() {
-			entry, found := e.entry(&x, k, named.Selector().Unquoted(), named.Value())
-			out, findings = append(out, entry), append(findings, found...)
-			if budget -= entry.weight(); budget < 0 {
-				return nil, []finding{{
-					code: CodeLimit, message: fmt.Sprintf("the file grows to more than %s when it is evaluated", size(e.limits.output)),
-					hint: "split it, or generate less",
-				}}
+			if !add(k, named.Selector().Unquoted(), named.Value()) {
+				return nil, tooLarge
 			}
 		}
 	}
-	return out, dedupe(findings)
+	if findings = dedupe(findings); failed != nil && len(findings) == 0 && len(x.holes) == 0 {
+		// Nothing that is wrong may pass for right, however CUE words it.
+		findings = append(findings, x.other(errors.Errors(failed)[0], nil))
+	}
+	return out, findings
 }
 
-// entry unifies one value with the definition of its kind and takes it apart.
-func (e *evaluator) entry(x *explainer, k kind, name string, v cue.Value) (entry, []finding) {
+// entry unifies one value with the definition of its kind and takes it apart. The
+// error is CUE's, if it has one; findings explain it.
+func (e *evaluator) entry(x *explainer, k kind, name string, v cue.Value) (entry, []finding, error) {
 	path := []string{k.String()}
 	if k != kindFleet {
 		path = append(path, name)
@@ -229,29 +274,36 @@ func (e *evaluator) entry(x *explainer, k kind, name string, v cue.Value) (entry
 		return out, []finding{{
 			code: CodeInvalid, at: out.at, message: fmt.Sprintf("invalid name %s of %s", quote(name), article(k)),
 			hint: "want a DNS label: 1 to 63 of a-z, 0-9 and -, with no - at either end",
-		}}
+		}}, nil
 	}
 	u := v.Unify(e.defs[k])
 	w := leafWriter{fallback: out.at, budget: e.limits.output}
 	var findings []finding
-	if err := u.Validate(cue.Concrete(true), cue.Final()); err != nil {
+	err := u.Validate(cue.Concrete(true), cue.Final())
+	if err != nil {
 		var bad [][]string
 		findings, bad = x.entry(k, name, path, v, err)
 		for _, p := range bad {
 			if len(p) == 0 {
 				out.broken = true
-				return out, findings
+				return out, findings, err
 			}
 			w.add(leaf{path: strings.Join(p, "."), typ: leafBad, at: x.valueAt(slices.Concat(path, p))})
 		}
 	}
-	if x.mended {
+	if x.mended(path) {
 		out.broken = true
-		return out, findings
+		return out, findings, err
 	}
 	w.fields(u, "", x.nodes.find(path))
+	if w.unread != "" && err == nil {
+		findings = append(findings, finding{
+			code: CodeIncomplete, at: out.at, private: true,
+			message: fmt.Sprintf("%s of %s has no value that can be read", w.unread, k), hint: "give it one value",
+		})
+	}
 	out.leaves = w.leaves
-	return out, findings
+	return out, findings, err
 }
 
 // weight is about how many bytes the entry takes.
@@ -269,6 +321,7 @@ type leafWriter struct {
 	fallback mark
 	leaves   []leaf
 	budget   int
+	unread   string // path of a value that is none of the schema's types
 }
 
 func (w *leafWriter) fields(v cue.Value, prefix string, n *node) {
@@ -291,6 +344,9 @@ func (w *leafWriter) value(v cue.Value, path string, n *node) {
 		w.fallback = n.at()
 		defer func(m mark) { w.fallback = m }(l.at)
 		l.at = n.at()
+	}
+	if v.Kind() == cue.BottomKind {
+		v, _ = v.Default()
 	}
 	switch v.Kind() {
 	case cue.StructKind:
@@ -322,6 +378,9 @@ func (w *leafWriter) value(v cue.Value, path string, n *node) {
 		number, _ := v.Int64()
 		l.text = strconv.FormatInt(number, 10)
 		w.add(l)
+	default:
+		l.typ, w.unread = leafBad, path
+		w.add(l)
 	}
 }
 
@@ -347,6 +406,9 @@ func parse(name string, text []byte) (*ast.File, []finding) {
 				break // what follows is the inside of the string
 			}
 			format, args := e.Msg()
+			if len(findings) > 0 && strings.Contains(sentence(format, args), "found 'EOF'") {
+				break // it comes from the one before
+			}
 			findings = append(findings, finding{
 				code: CodeSyntax, at: markAt(e.Position(), 1), private: true,
 				message: sentence(format, args),
@@ -425,6 +487,18 @@ func isIdent(label ast.Node) bool {
 // isShared reports whether an identifier is a definition or hidden field.
 func isShared(name string) bool {
 	return strings.HasPrefix(name, "#") || strings.HasPrefix(name, "_") && name != "_" && !strings.HasPrefix(name, "__")
+}
+
+// content is the first of a file that is not its head.
+func content(f *ast.File) ast.Node {
+	for _, d := range f.Decls {
+		switch d.(type) {
+		case *ast.Package, *ast.ImportDecl, *ast.CommentGroup:
+		default:
+			return d
+		}
+	}
+	return f
 }
 
 func packageClause(f *ast.File) ast.Node {

@@ -24,9 +24,21 @@ type explainer struct {
 	file   string
 	source *ast.File
 	nodes  *node
-	// mended: references to nothing were replaced by "anything", so a value that
-	// is missing or not known yet is no mistake.
-	mended bool
+	// holes are offsets in the file where a reference to nothing was replaced by
+	// "anything".
+	holes []int
+}
+
+// mended reports whether the entry at path may depend on a hole: then a value
+// that is missing, or not known yet, is no mistake.
+func (x *explainer) mended(path []string) bool {
+	own := x.nodes.find(path)
+	for _, at := range x.holes {
+		if own == nil || own.spans(at) || !x.nodes.entrySpans(at) {
+			return true
+		}
+	}
+	return false
 }
 
 // The formats of CUE's messages, pinned with its version by the golden tests.
@@ -63,6 +75,9 @@ func (x *explainer) entry(k kind, name string, path []string, v cue.Value, err e
 	for _, e := range errors.Errors(err) {
 		full := unquotePath(e.Path())
 		if len(full) < len(path) || !slices.Equal(full[:len(path)], path) {
+			if _, ok := kindOf(first(full)); ok && len(full) > 1 {
+				continue // another entry's mistake, reported there
+			}
 			full = path
 		}
 		rel := full[len(path):]
@@ -100,7 +115,7 @@ func (x *explainer) explain(sh *shape, what string, path, rel []string, v cue.Va
 		f.related = x.related(e)
 		return f
 	case format == cueIncomplete:
-		if x.mended {
+		if x.mended(path) {
 			return finding{}
 		}
 		f.code = CodeIncomplete
@@ -134,7 +149,7 @@ func (x *explainer) explain(sh *shape, what string, path, rel []string, v cue.Va
 		f.hint = "want " + fd.want
 	case format == cueOutOfBound || fd.enum != nil || format == cueMismatch:
 		f.code = CodeInvalid
-		f.message = fmt.Sprintf("invalid %s %s of %s", name, shown(v, rel, f.private), what)
+		f.message = fmt.Sprintf("invalid %s of %s", strings.TrimSpace(name+" "+shown(v, rel, f.private)), what)
 		f.hint = "want " + fd.want
 		if s, err := lookup(v, rel).String(); err == nil {
 			if better := correction(fd, s); better != "" {
@@ -196,7 +211,7 @@ func (x *explainer) fields(sh *shape, what string, path, rel []string, v cue.Val
 			break
 		}
 	}
-	if x.mended {
+	if x.mended(path) {
 		return findings, bad
 	}
 	for _, name := range sh.names() {
@@ -211,7 +226,7 @@ func (x *explainer) fields(sh *shape, what string, path, rel []string, v cue.Val
 		findings = append(findings, finding{
 			code: CodeMissing, at: x.labelAt(slices.Concat(path, rel)),
 			message: fmt.Sprintf("%s has no %s", what, name),
-			hint:    fmt.Sprintf("add %s: %s", name, f.want),
+			hint:    fmt.Sprintf("add %s: %s", name, f.doc),
 		})
 	}
 	return findings, bad
@@ -297,65 +312,63 @@ func (x *explainer) other(e errors.Error, path []string) finding {
 	return f
 }
 
-// mend reports references to nothing and unused imports and lets, and returns the
-// file without them. The file is nil when err has none.
-func (x *explainer) mend(err error, text []byte) ([]finding, *ast.File) {
-	var findings []finding
-	at := map[int]bool{}
+// dangling reports references to nothing and unused imports and lets, which keep
+// CUE from building a file at all, and returns their offsets in the file.
+func (x *explainer) dangling(err error) (findings []finding, at []int) {
 	for _, e := range errors.Errors(err) {
+		if e.Position().Filename() != x.file {
+			continue
+		}
 		format, args := e.Msg()
+		f := finding{code: CodeReference, at: x.markAt(e.Position()), hint: "take it out"}
 		switch format {
 		case cueNoReference:
-			if f := x.noReference(e); f.code != "" {
-				findings = append(findings, f)
-			}
+			f = x.noReference(e)
 		case cueUnusedLet:
-			findings = append(findings, finding{
-				code: CodeReference, at: x.markAt(e.Position()),
-				message: fmt.Sprintf("nothing uses %v", first(strs(args))), hint: "take it out",
-			})
+			f.message = "nothing uses " + first(strs(args))
 		case cueUnusedIn:
-			findings = append(findings, finding{
-				code: CodeReference, at: x.markAt(e.Position()),
-				message: fmt.Sprintf("nothing uses the import of %v", first(strs(args))), hint: "take it out",
-			})
+			f.message = "nothing uses the import of " + first(strs(args))
 		default:
 			continue
 		}
-		at[e.Position().Offset()] = true
+		if at = append(at, e.Position().Offset()); f.code != "" {
+			findings = append(findings, f)
+		}
 	}
-	if len(at) == 0 {
-		return nil, nil
+	return findings, at
+}
+
+// mend parses a file anew and takes out what dangling found: imports and lets go,
+// and a reference to nothing becomes "anything".
+func mend(name string, text []byte, at []int) *ast.File {
+	f, err := parser.ParseFile(name, text)
+	if err != nil {
+		panic("schema: file was parsed before: " + err.Error())
 	}
-	f, perr := parser.ParseFile(x.file, text)
-	if perr != nil {
-		return nil, nil
+	hit := func(n ast.Node) bool { return slices.Contains(at, n.Pos().Offset()) }
+	unused := func(d ast.Decl) bool {
+		_, isLet := d.(*ast.LetClause)
+		return isLet && hit(d)
 	}
 	f.Decls = slices.DeleteFunc(f.Decls, func(d ast.Decl) bool {
 		if imports, ok := d.(*ast.ImportDecl); ok {
-			imports.Specs = slices.DeleteFunc(imports.Specs, func(s *ast.ImportSpec) bool {
-				return at[s.Pos().Offset()]
-			})
+			imports.Specs = slices.DeleteFunc(imports.Specs, func(s *ast.ImportSpec) bool { return hit(s) })
 			return len(imports.Specs) == 0
 		}
-		_, isLet := d.(*ast.LetClause)
-		return isLet && at[d.Pos().Offset()]
+		return unused(d)
 	})
 	ast.Walk(f, func(n ast.Node) bool {
 		switch n := n.(type) {
 		case *ast.Ident:
-			if at[n.Pos().Offset()] {
+			if hit(n) {
 				n.Name = "_"
 			}
 		case *ast.StructLit:
-			n.Elts = slices.DeleteFunc(n.Elts, func(d ast.Decl) bool {
-				_, isLet := d.(*ast.LetClause)
-				return isLet && at[d.Pos().Offset()]
-			})
+			n.Elts = slices.DeleteFunc(n.Elts, unused)
 		}
 		return true
 	}, nil)
-	return findings, f
+	return f
 }
 
 // noReference is the zero finding when the library's own errors explain it.
@@ -474,6 +487,8 @@ func (x *explainer) markAt(p token.Pos) mark { return markAt(p, x.nodes.lengthAt
 type node struct {
 	label, value ast.Node
 	kids         map[string]*node
+	// places are all fields that are written for the path.
+	places []*ast.Field
 }
 
 // index finds where paths are written in a file. Paths that are made by
@@ -500,6 +515,7 @@ func (n *node) decls(decls []ast.Decl) {
 				kid = &node{label: d.Label, value: d.Value}
 				n.kids[name] = kid
 			}
+			kid.places = append(kid.places, d)
 			kid.expr(d.Value)
 		case *ast.EmbedDecl:
 			n.expr(d.Expr)
@@ -544,6 +560,32 @@ func (n *node) find(path []string) *node {
 		n = n.kid(label)
 	}
 	return n
+}
+
+// spans reports whether an offset is in what is written for the node.
+func (n *node) spans(at int) bool {
+	return slices.ContainsFunc(n.places, func(f *ast.Field) bool {
+		return f.Pos().Offset() <= at && at < f.End().Offset()
+	})
+}
+
+// entrySpans reports whether an offset is in an entry that is written out.
+func (n *node) entrySpans(at int) bool {
+	for k, name := range kindNames {
+		top := n.kid(name)
+		switch {
+		case top == nil:
+		case kind(k) == kindFleet && top.spans(at):
+			return true
+		default:
+			for _, e := range top.kids {
+				if e.spans(at) {
+					return true
+				}
+			}
+		}
+	}
+	return false
 }
 
 // nearest is the node at path, or else at the longest part of it.

@@ -28,6 +28,8 @@ type field struct {
 	name string
 	// rule is where it is defined, "#Route.host".
 	rule string
+	// doc says what the field is: "name of the origin that runs the service".
+	doc string
 	// want says what the field takes: "true or false".
 	want     string
 	required bool
@@ -115,7 +117,7 @@ func (r shapeReader) shape(rule string, lit *ast.StructLit) *shape {
 }
 
 func (r shapeReader) field(name, rule, doc string, value ast.Expr) *field {
-	f := &field{name: name, rule: rule, want: doc}
+	f := &field{name: name, rule: rule, doc: doc, want: doc}
 	switch v := value.(type) {
 	case *ast.Ident:
 		if v.Name == "bool" {
@@ -136,7 +138,7 @@ func (r shapeReader) field(name, rule, doc string, value ast.Expr) *field {
 		for _, e := range v.Elts {
 			if more, ok := e.(*ast.Ellipsis); ok {
 				f.element = r.field(name, rule, doc, more.Type)
-				f.want = "a list of which each is " + f.element.want
+				f.want = "a list, each " + f.element.want
 			}
 		}
 	case *ast.BinaryExpr:
@@ -184,17 +186,15 @@ func comment(n ast.Node) string {
 	return strings.Join(strings.Fields(strings.Join(lines, " ")), " ")
 }
 
-// firstSentence is a comment up to its first full stop, made to stand after
-// "want".
+// firstSentence is a comment up to its first full stop, made to stand inside
+// another sentence.
 func firstSentence(doc string) string {
 	if i := strings.Index(doc, ". "); i >= 0 {
 		doc = doc[:i]
 	}
 	doc = strings.TrimSuffix(doc, ".")
-	for _, article := range []string{"A ", "An ", "Name", "Share", "Number", "Path"} {
-		if strings.HasPrefix(doc, article) {
-			return strings.ToLower(doc[:1]) + doc[1:]
-		}
+	if word, _, _ := strings.Cut(doc, " "); word != strings.ToUpper(word) || word == "A" {
+		doc = strings.ToLower(doc[:1]) + doc[1:]
 	}
 	return doc
 }
