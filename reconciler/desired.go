@@ -284,9 +284,12 @@ func (d *desiring) unanswered(want certs.Want) (string, bool) {
 	}
 	for _, host := range want.Hosts {
 		zone, _ := d.fleet.Zone(host)
-		_, v4 := d.observed[dns.Ref(zone, host, dns.A)]
-		_, v6 := d.observed[dns.Ref(zone, host, dns.AAAA)]
-		if !v4 && !v6 {
+		answered := false
+		for _, t := range []dns.Type{dns.A, dns.AAAA} {
+			s, ok := d.observed[dns.Ref(zone, host, t)].Spec.(dns.RecordSet)
+			answered = answered || ok && len(s.Values) > 0
+		}
+		if !answered {
 			return host, true
 		}
 	}

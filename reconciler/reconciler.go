@@ -24,7 +24,7 @@ import (
 // Reconciler has everything a turn needs. Turns run one at a time.
 type Reconciler struct {
 	Source repo.Source
-	Loader *schema.Loader
+	Loader Loader
 	Secret keys.Secret
 	Edges  *edges.Driver
 	// Certs may be nil for a Visiting reconciler that only plans.
@@ -51,6 +51,11 @@ type Reconciler struct {
 	at []Commit
 	// records is the driver that the last observation was made with.
 	records *dns.Driver
+}
+
+// Loader reads a fleet; *schema.Loader is one.
+type Loader interface {
+	Load(ctx context.Context, tree schema.Tree) (*fleet.Fleet, schema.Diagnostics, error)
 }
 
 // Commit is the fleet repo at a commit, read and checked.

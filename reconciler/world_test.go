@@ -29,6 +29,7 @@ import (
 	"github.com/kokoa-proxy/kokoa/reconciler/edges"
 	"github.com/kokoa-proxy/kokoa/reconciler/plan"
 	"github.com/kokoa-proxy/kokoa/reconciler/repo"
+	"github.com/kokoa-proxy/kokoa/schema"
 	"github.com/kokoa-proxy/kokoa/tunnel"
 )
 
@@ -52,10 +53,16 @@ type world struct {
 
 	mu      sync.Mutex
 	commits map[string]*fleet.Fleet
+	// head is what Fetch gives, or the error.
+	head       *repo.Revision
+	unreadable error
+	// wrong are the commits that do not load.
+	wrong map[string]schema.Diagnostics
+	moved chan struct{}
 }
 
 func newWorld(t tb, dir string, edgeNames ...string) *world {
-	w := &world{t: t, secret: keys.Secret{7}, zone: &dnstest.Memory{}, edges: map[string]*fakeEdge{}, commits: map[string]*fleet.Fleet{}}
+	w := &world{t: t, secret: keys.Secret{7}, zone: &dnstest.Memory{}, edges: map[string]*fakeEdge{}, commits: map[string]*fleet.Fleet{}, wrong: map[string]schema.Diagnostics{}, moved: make(chan struct{})}
 	for i, name := range edgeNames {
 		w.edges[name] = newFakeEdge(name, tunnelAddress(i))
 	}
@@ -71,7 +78,7 @@ func newWorld(t tb, dir string, edgeNames ...string) *world {
 	}
 	driver.Certificate = manager.Load
 	w.r = &Reconciler{
-		Source: fakeSource{w}, Secret: w.secret, Edges: driver, Certs: manager, History: history, Log: log,
+		Source: fakeSource{w}, Loader: w, Secret: w.secret, Edges: driver, Certs: manager, History: history, Log: log,
 		Zones: func(*fleet.Fleet) (map[string]dns.Zone, error) {
 			return map[string]dns.Zone{"kokoa.test": w.zone}, nil
 		},
@@ -100,9 +107,35 @@ func (w *world) commit(f *fleet.Fleet) Commit {
 	defer w.mu.Unlock()
 	id := fmt.Sprintf("%040x", len(w.commits)+1)
 	w.commits[id] = f
-	c := Commit{Revision: &repo.Revision{Commit: id, Subject: "change"}, Fleet: f}
-	w.r.at = append([]Commit{c}, w.r.at...)
+	w.head = &repo.Revision{Commit: id, Subject: "change"}
+	return Commit{Revision: w.head, Fleet: f}
+}
+
+// push commits, and tells who watches.
+func (w *world) push(f *fleet.Fleet) Commit {
+	c := w.commit(f)
+	w.moved <- struct{}{}
 	return c
+}
+
+// pushWrong commits something that does not load.
+func (w *world) pushWrong() {
+	c := w.commit(nil)
+	w.mu.Lock()
+	w.wrong[c.Revision.Commit] = schema.Diagnostics{{Code: schema.CodeSyntax, Severity: schema.SeverityError, Position: fleet.Position{File: "routes/blog.cue", Line: 4, Column: 2}, Message: "expected operand"}}
+	w.mu.Unlock()
+	w.moved <- struct{}{}
+}
+
+// Load implements Loader: a commit's fleet is kept as it is.
+func (w *world) Load(_ context.Context, tree schema.Tree) (*fleet.Fleet, schema.Diagnostics, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	id := tree.(*repo.Revision).Commit
+	if d, wrong := w.wrong[id]; wrong {
+		return nil, nil, d
+	}
+	return w.commits[id], nil, nil
 }
 
 // converge applies a commit and insists on an empty plan afterwards.
@@ -213,7 +246,12 @@ func without(f *fleet.Fleet, routes ...string) *fleet.Fleet {
 type fakeSource struct{ w *world }
 
 func (s fakeSource) Fetch(context.Context) (*repo.Revision, error) {
-	return nil, errors.New("not used: tests hand over commits")
+	s.w.mu.Lock()
+	defer s.w.mu.Unlock()
+	if s.w.unreadable != nil {
+		return nil, s.w.unreadable
+	}
+	return s.w.head, nil
 }
 
 func (s fakeSource) At(_ context.Context, commit string) (*repo.Revision, error) {
@@ -224,9 +262,18 @@ func (s fakeSource) At(_ context.Context, commit string) (*repo.Revision, error)
 	}
 	return &repo.Revision{Commit: commit}, nil
 }
-func (s fakeSource) Watch(ctx context.Context, _ func()) error { <-ctx.Done(); return nil }
-func (s fakeSource) String() string                            { return "test" }
-func (s fakeSource) Close() error                              { return nil }
+func (s fakeSource) Watch(ctx context.Context, changed func()) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-s.w.moved:
+			changed()
+		}
+	}
+}
+func (s fakeSource) String() string { return "test" }
+func (s fakeSource) Close() error   { return nil }
 
 // fakeDevice is a tunnel to the world's edges.
 type fakeDevice struct {

@@ -28,6 +28,8 @@ import (
 const (
 	// orderTimeout bounds one order, challenges included.
 	orderTimeout = 5 * time.Minute
+	// lockWait is over the time, 10 s, after which certmagic's file locks lapse.
+	lockWait = 20 * time.Second
 	// unreachable is how long a directory is left alone after it could not be
 	// reached, and rateLimited when it asked for peace without saying how long.
 	unreachable = time.Minute
@@ -48,11 +50,11 @@ func (m *Manager) order(ctx context.Context, issuers *sessions, want Want, start
 	if err != nil {
 		return err
 	}
-	lock := "order " + want.Name
-	if err := m.shelf.storage.Lock(ctx, lock); err != nil {
-		return fmt.Errorf("lock its order: %w", err)
+	unlock, err := m.lock(ctx, "order "+want.Name)
+	if err != nil {
+		return err
 	}
-	defer m.shelf.storage.Unlock(context.WithoutCancel(ctx), lock)
+	defer unlock()
 	// Another process may have ordered it, or failed to, while this one waited.
 	if done, err := m.settled(ctx, want); done || err != nil {
 		return err
@@ -86,6 +88,25 @@ func (m *Manager) order(ctx context.Context, issuers *sessions, want Want, start
 		err = save(after, m.shelf.storage, renewalKey(want.Name), wish)
 	}
 	return err
+}
+
+// lock waits until no other process does what is named: long enough for the lock of
+// one that was killed to be given up, and no longer, so that a turn goes on.
+func (m *Manager) lock(ctx context.Context, what string) (unlock func(), err error) {
+	wait, cancel := context.WithTimeout(ctx, lockWait)
+	defer cancel()
+	err = m.shelf.storage.Lock(wait, what)
+	switch {
+	case err != nil && wait.Err() != nil && ctx.Err() == nil:
+		return nil, fmt.Errorf("another process on the same store is at it (%s): %w", what, err)
+	case err != nil:
+		return nil, fmt.Errorf("lock %s: %w", what, err)
+	}
+	return func() {
+		if err := m.shelf.storage.Unlock(context.WithoutCancel(ctx), what); err != nil {
+			m.log.Warn("lock not released", "object", what, "err", err)
+		}
+	}, nil
 }
 
 // resting returns a *LaterError while want or its whole issuer is left alone.
@@ -330,11 +351,11 @@ func (l listening) CloseIdleConnections() { l.next.CloseIdleConnections() }
 // key is written first: registering it twice gives the same account (RFC 8555
 // section 7.3.1), losing it costs one of few registrations.
 func (m *Manager) account(ctx context.Context, client *acme.Client, at fleet.ACME, anew bool) (acme.Account, error) {
-	lock := "account " + at.Directory
-	if err := m.shelf.storage.Lock(ctx, lock); err != nil {
-		return acme.Account{}, fmt.Errorf("lock account: %w", err)
+	unlock, err := m.lock(ctx, "account "+at.Directory)
+	if err != nil {
+		return acme.Account{}, err
 	}
-	defer m.shelf.storage.Unlock(context.WithoutCancel(ctx), lock)
+	defer unlock()
 	name := accountKey(at.Directory)
 	var have account
 	if err := load(ctx, m.shelf.storage, name, &have); err != nil {

@@ -101,6 +101,9 @@ func checkPack(source io.ReadSeeker) (count uint32, size int64, err error) {
 		}
 		size += length
 	}
+	if _, err := scan.Checksum(); err != nil {
+		return 0, 0, fmt.Errorf("%w: pack: checksum: %w", ErrCorrupt, err)
+	}
 	return count, size, nil
 }
 

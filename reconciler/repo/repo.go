@@ -8,9 +8,8 @@
 // be seen is an error and never an absence: no part of a tree is left out in
 // silence.
 //
-// The fleet's files are those named *.cue. Left out, as the cue command does, are
-// names that begin with "." or "_" and what lies in such folders, and cue.mod,
-// which is CUE's own.
+// The fleet's files are those named *.cue, but for names that begin with a dot and
+// what lies in such folders, and for cue.mod, which is CUE's own (schema.Wanted).
 package repo
 
 import (

@@ -16,23 +16,23 @@ import (
 
 func TestPushIsFetched(t *testing.T) {
 	o := newOrigin(t, map[string]string{
-		"fleet.cue":              "package fleet\n",
-		"routes/blog.cue":        "route: blog: {}\n",
-		"routes/deep/er/x.cue":   "x",
-		"README.md":              "not the fleet's",
-		"_parked.cue":            "left out",
-		".hidden/x.cue":          "left out",
-		"cue.mod/module.cue":     "CUE's own",
-		"cue.mod/pkg/a.b/c.cue":  "CUE's own",
-		"routes/_old/parked.cue": "left out",
-		"X.CUE":                  "another name",
+		"fleet.cue":               "package fleet\n",
+		"routes/blog.cue":         "route: blog: {}\n",
+		"routes/deep/er/x.cue":    "x",
+		"README.md":               "not the fleet's",
+		".hidden/x.cue":           "left out",
+		"cue.mod/module.cue":      "CUE's own",
+		"cue.mod/pkg/a.b/c.cue":   "CUE's own",
+		"routes/_old/_parked.cue": "an ordinary name",
+		"X.CUE":                   "another name",
 	})
 	s := open(t, o.bare, repo.Options{})
 	first := fetch(t, s)
 	wantContent(t, first, map[string]string{
-		"fleet.cue":            "package fleet\n",
-		"routes/blog.cue":      "route: blog: {}\n",
-		"routes/deep/er/x.cue": "x",
+		"fleet.cue":               "package fleet\n",
+		"routes/blog.cue":         "route: blog: {}\n",
+		"routes/deep/er/x.cue":    "x",
+		"routes/_old/_parked.cue": "an ordinary name",
 	})
 	if first.Commit != git(t, o.clone, "rev-parse", "HEAD") || first.Subject != "first" || first.Author != "Ada" || time.Since(first.When) > time.Hour {
 		t.Errorf("revision is %+v", first)
@@ -42,12 +42,12 @@ func TestPushIsFetched(t *testing.T) {
 	}
 	commit := o.push(t, "Move blog\n\nbody", map[string]string{"routes/blog.cue": "-", "routes/b.cue": "moved"})
 	second := fetch(t, s)
-	wantContent(t, second, map[string]string{"fleet.cue": "package fleet\n", "routes/b.cue": "moved", "routes/deep/er/x.cue": "x"})
+	wantContent(t, second, map[string]string{"fleet.cue": "package fleet\n", "routes/b.cue": "moved", "routes/deep/er/x.cue": "x", "routes/_old/_parked.cue": "an ordinary name"})
 	if second.Commit != commit || second.Subject != "Move blog" {
 		t.Errorf("revision is %s %q, want %s", second.Commit, second.Subject, commit)
 	}
 	wantContent(t, first, map[string]string{
-		"fleet.cue": "package fleet\n", "routes/blog.cue": "route: blog: {}\n", "routes/deep/er/x.cue": "x",
+		"fleet.cue": "package fleet\n", "routes/blog.cue": "route: blog: {}\n", "routes/deep/er/x.cue": "x", "routes/_old/_parked.cue": "an ordinary name",
 	})
 	again, err := s.At(t.Context(), first.Commit)
 	if err != nil {

@@ -13,6 +13,8 @@ import (
 
 	"github.com/go-git/go-git/v5/plumbing"
 	"github.com/go-git/go-git/v5/plumbing/object"
+
+	"github.com/kokoa-proxy/kokoa/schema"
 )
 
 // Revision is the fleet repo at one commit. It does not change, and its methods
@@ -214,5 +216,5 @@ func oneLine(text string) string {
 	return strings.TrimSpace(line)
 }
 
-// File names one file of a revision. Hash is its Git blob's, in hexadecimal.
-type File struct{ Path, Hash string }
+// File names one file of a revision.
+type File = schema.File

@@ -306,7 +306,7 @@ func isCUE(name string) bool { return strings.HasSuffix(name, ".cue") }
 // unread reports whether a file or folder of this name is none of the fleet's. A
 // name that only looks like .git is left for oddPath to refuse.
 func unread(name string) bool {
-	return (name[0] == '.' || name[0] == '_' || name == "cue.mod") && oddPath(name) == ""
+	return (name[0] == '.' || name == "cue.mod") && oddPath(name) == ""
 }
 
 // oddPath says why a path is refused: it is one that some system would take for

@@ -186,6 +186,7 @@ func (s *sshSession) AdvertisedReferencesContext(context.Context) (*packp.AdvRef
 	case errors.Is(err, packp.ErrEmptyInput):
 		// The program did not run, or ended at once. When it has, all that it says
 		// about the cause has arrived.
+		s.in.Close()
 		_ = s.run.Wait()
 		return nil, fmt.Errorf("%w: the server says %q", ErrNotRepository, s.said.first())
 	case errors.Is(err, packp.ErrEmptyAdvRefs), err == nil && refs.IsEmpty():

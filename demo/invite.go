@@ -1,0 +1,138 @@
+package demo
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/kokoa-proxy/kokoa/internal/atomicfile"
+)
+
+// File is demo.json: what a script needs to drive a running demo.
+type File struct {
+	// Repo is the path of the bare fleet repo.
+	Repo   string     `json:"repo"`
+	Branch string     `json:"branch"`
+	Edges  []FileEdge `json:"edges"`
+	// DNS is the ip:port of the authoritative server.
+	DNS string `json:"dns"`
+	// CA is the path of a PEM file.
+	CA string `json:"ca"`
+	// Status is the base URL of the status API.
+	Status string      `json:"status"`
+	Routes []FileRoute `json:"routes"`
+	Agents []FileAgent `json:"agents"`
+	// Secret is the path of the fleet secret, Kokoa that of this program.
+	Secret string `json:"secret"`
+	Kokoa  string `json:"kokoa"`
+}
+
+// FileEdge is an edge in File: where visitors reach it, and its process.
+type FileEdge struct {
+	Name  string `json:"name"`
+	HTTPS string `json:"https"`
+	HTTP  string `json:"http"`
+	PID   int    `json:"pid"`
+}
+
+// FileRoute is a route in File. The URL is as visitors write it, without the
+// demo's ports.
+type FileRoute struct {
+	Name string `json:"name"`
+	Host string `json:"host"`
+	Path string `json:"path"`
+	URL  string `json:"url"`
+}
+
+// FileAgent is an agent in File.
+type FileAgent struct {
+	Name string `json:"name"`
+}
+
+// describe writes demo.json, last of all: when it is there, everything serves.
+func (d *demo) describe() error {
+	kokoa, err := d.binary()
+	if err != nil {
+		return err
+	}
+	f := File{
+		Repo: d.path("fleet.git"), Branch: "main", DNS: d.dns.String(), CA: d.path("ca.pem"),
+		Status: "http://" + d.status.Addr().String(), Secret: d.path("secret"), Kokoa: kokoa,
+	}
+	for _, p := range d.edges {
+		f.Edges = append(f.Edges, FileEdge{p.name, p.https.String(), p.http.String(), p.pid})
+	}
+	for _, r := range d.settled.Routes {
+		f.Routes = append(f.Routes, FileRoute{r.Name, r.Host, r.Path, r.URL})
+	}
+	for _, name := range originNames {
+		f.Agents = append(f.Agents, FileAgent{name})
+	}
+	data, err := json.MarshalIndent(f, "", "  ")
+	if err != nil {
+		return err
+	}
+	return atomicfile.Write(d.path("demo.json"), append(data, '\n'), 0o644)
+}
+
+// binary puts this program where the visitor can call it after `go run`, which
+// removes its own copy at the end.
+func (d *demo) binary() (string, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return "", fmt.Errorf("demo: find this program: %w", err)
+	}
+	to := d.path("bin", "kokoa")
+	if self == to {
+		return to, nil
+	}
+	if err := os.MkdirAll(filepath.Dir(to), 0o700); err != nil {
+		return "", fmt.Errorf("demo: %w", err)
+	}
+	if err := os.Remove(to); err != nil && !os.IsNotExist(err) {
+		return "", fmt.Errorf("demo: %w", err)
+	}
+	if os.Link(self, to) == nil {
+		return to, nil
+	}
+	data, err := os.ReadFile(self)
+	if err != nil {
+		return "", fmt.Errorf("demo: %w", err)
+	}
+	return to, atomicfile.Write(to, data, 0o700)
+}
+
+// invite prints what to try.
+func (d *demo) invite() {
+	if len(d.settled.Routes) == 0 {
+		return
+	}
+	first, host := d.settled.Routes[0], ""
+	for _, r := range d.settled.Routes {
+		if r.Name == "blog" {
+			first = r
+		}
+	}
+	host = first.Host
+	b := &strings.Builder{}
+	fmt.Fprintf(b, "\nIt is live. Try, in another terminal:\n\n  cd %s\n\n", d.dir)
+	for _, p := range d.edges {
+		fmt.Fprintf(b, "  curl --cacert ca.pem --connect-to %s:443:%s https://%s%s    # through %s\n", host, p.https, host, first.Path, p.name)
+	}
+	fmt.Fprintf(b, "  dig @%s -p %d %s +short\n", d.dns.Addr(), d.dns.Port(), host)
+	fmt.Fprintf(b, "  curl %s/api/v1/status\n\n", "http://"+d.status.Addr().String())
+	fmt.Fprintf(b, "Change something: a push is live in about a second, and what it did is told here.\n\n")
+	fmt.Fprintf(b, "  git clone -q fleet.git clone && cd clone\n")
+	fmt.Fprintf(b, "  sed -i 's/%s/hello.kokoa.test/' routes/%s.cue\n", host, first.Name)
+	fmt.Fprintf(b, "  ../bin/kokoa plan                                 # what would change\n")
+	fmt.Fprintf(b, "  git commit -qam 'Say hello' && git push -q\n")
+	fmt.Fprintf(b, "  curl --cacert ../ca.pem --connect-to hello.kokoa.test:443:%s https://hello.kokoa.test/\n\n", d.edges[0].https)
+	fmt.Fprintf(b, "Break something:\n\n")
+	fmt.Fprintf(b, "  kill -9 %d                                     # edge %s: the other serves, DNS follows\n", d.edges[0].pid, d.edges[0].name)
+	fmt.Fprintf(b, "  nsupdate -k tsig.key                             # change DNS by hand: it is put back\n")
+	fmt.Fprintf(b, "  echo 'route: oops: {}' >> clone/routes/%s.cue     # push it: nothing changes, and it says why\n\n", first.Name)
+	fmt.Fprintf(b, "Logs are in %s. Ctrl-C ends it all.\n\n", d.path("logs"))
+	d.say("%s", b.String())
+}
