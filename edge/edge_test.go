@@ -235,11 +235,14 @@ func (w *world) start() {
 
 func (w *world) end() {
 	w.t.Helper()
+	if w.stop == nil {
+		return
+	}
 	w.stop()
-	if err, ok := <-w.done; ok && err != nil {
+	w.stop = nil
+	if err := <-w.done; err != nil {
 		w.t.Error(err)
 	}
-	close(w.done)
 }
 
 func (w *world) restart() {

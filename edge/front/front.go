@@ -77,12 +77,15 @@ func New(certificates *certs.Store, handler http.Handler, log *slog.Logger) *Doo
 		// net/http lets a head be 4 KiB larger than it is told.
 		MaxHeaderBytes: MaxHead - 4<<10,
 		Protocols:      protocols(false),
+		// OPTIONS * is the handler's to refuse too.
+		DisableGeneralOptionsHandler: true,
 	}
 	d.http2 = &http.Server{
 		Handler: handler, ConnContext: withConn, ErrorLog: quiet,
 		ReadHeaderTimeout: HeadTimeout, IdleTimeout: IdleTimeout,
-		MaxHeaderBytes: MaxHead,
-		Protocols:      protocols(true),
+		MaxHeaderBytes:               MaxHead,
+		Protocols:                    protocols(true),
+		DisableGeneralOptionsHandler: true,
 		HTTP2: &http.HTTP2Config{
 			MaxConcurrentStreams: MaxStreams,
 			SendPingTimeout:      30 * time.Second,
@@ -279,6 +282,17 @@ func (c *Conn) Write(p []byte) (int, error) {
 		return 0, err
 	}
 	return c.Conn.Write(p)
+}
+
+// CloseWrite says that nothing more is sent, so that the visitor reads what was
+// before the connection is torn down.
+func (c *Conn) CloseWrite() error { return closeWrite(c.Conn) }
+
+func closeWrite(c net.Conn) error {
+	if w, ok := c.(interface{ CloseWrite() error }); ok {
+		return w.CloseWrite()
+	}
+	return nil
 }
 
 // Close implements io.Closer.

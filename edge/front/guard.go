@@ -112,6 +112,9 @@ func (g *guard) Read(p []byte) (int, error) {
 	return good, nil
 }
 
+// CloseWrite is for net/http, which calls it after an answer to half a request.
+func (g *guard) CloseWrite() error { return closeWrite(g.Conn) }
+
 // pass is how many of the bytes may pass. After fewer than all, the guard is done.
 func (g *guard) pass(b []byte) int {
 	for i := 0; i < len(b); {

@@ -47,12 +47,12 @@ func (x *exchange) failure(err error) (status int, text string) {
 		return 0, ""
 	case x.route.lease.ctx.Err() != nil:
 		return http.StatusNotFound, notServed
-	case x.in.Context().Err() != nil:
-		return 0, ""
 	case x.body != nil && errors.Is(x.body.err(), os.ErrDeadlineExceeded):
 		return http.StatusRequestTimeout, "the request's body did not come"
 	case x.body != nil && x.body.err() != nil:
 		return http.StatusBadRequest, "the request's body is malformed"
+	case x.in.Context().Err() != nil:
+		return 0, ""
 	case x.w.informational > maxInformational:
 		return http.StatusBadGateway, badGateway
 	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():
@@ -202,7 +202,9 @@ type body struct {
 
 	mu       sync.Mutex
 	deadline time.Time
+	reading  bool
 	finished bool
+	whole    bool // the end was read
 	failed   error
 }
 
@@ -214,10 +216,20 @@ func (b *body) Read(p []byte) (int, error) {
 		return 0, http.ErrBodyReadAfterClose
 	}
 	n, err := b.ReadCloser.Read(p)
-	if err != nil {
-		b.ended(err)
-	}
+	b.ended(err)
 	return n, err
+}
+
+// Close implements io.Closer. A service that has answered needs no more of the body,
+// so a read under way ends too: net/http would wait for it.
+func (b *body) Close() error {
+	b.mu.Lock()
+	b.finished = true
+	if b.reading {
+		b.control.SetReadDeadline(time.Unix(1, 0))
+	}
+	b.mu.Unlock()
+	return b.ReadCloser.Close()
 }
 
 // wait moves the deadline, unless the handler has returned: then a service's
@@ -228,6 +240,7 @@ func (b *body) wait(now, until time.Time) bool {
 	if b.finished {
 		return false
 	}
+	b.reading = true
 	if b.deadline.Sub(now) < bodyTimeout/2 {
 		b.deadline = until
 		b.control.SetReadDeadline(until)
@@ -238,12 +251,15 @@ func (b *body) wait(now, until time.Time) bool {
 func (b *body) ended(err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.finished {
+	b.reading = false
+	if err == nil || b.finished {
 		return
 	}
 	// What comes next on the connection may take its time.
 	b.control.SetReadDeadline(time.Time{})
-	if err != io.EOF && b.failed == nil {
+	if err == io.EOF {
+		b.whole = true
+	} else if b.failed == nil {
 		b.failed = err
 	}
 }
@@ -252,6 +268,13 @@ func (b *body) finish() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.finished = true
+}
+
+// ends reports whether all of the body was read.
+func (b *body) ends() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.whole
 }
 
 // err is what reading ended with, if not with the body's end.

@@ -236,6 +236,9 @@ func rewrite(p *httputil.ProxyRequest) {
 	if x.route.PreserveHost {
 		out.Host = x.visitor.host
 	}
+	// A visitor's trailers come after scrub, and some services merge them into the
+	// headers: they are left out, as RFC 9110 section 6.5.1 allows.
+	out.Trailer = nil
 	// As it came: net/http/httputil drops parameters that it cannot parse.
 	out.URL.RawQuery = p.In.URL.RawQuery
 	if x.route.strip > 0 {
@@ -331,6 +334,11 @@ func modifyResponse(resp *http.Response) error {
 	x := exchangeOf(resp.Request)
 	resp.Header.Del("Alt-Svc") // it names ports of a host that visitors do not see
 	if resp.StatusCode != http.StatusSwitchingProtocols {
+		if x.body != nil && !x.body.ends() && x.in.ProtoMajor == 1 {
+			// The answer came before the request's end. What is still to come of it
+			// must not be waited for, nor taken for another request.
+			x.w.Header().Set("Connection", "close")
+		}
 		return nil
 	}
 	if !x.upgrade || !acceptsWebSocket(resp.Header, x.in.Header.Get("Sec-Websocket-Key")) {
