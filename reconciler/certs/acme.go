@@ -73,9 +73,7 @@ func (m *Manager) order(ctx context.Context, issuers *sessions, want Want, start
 	if err := save(ctx, m.shelf.storage, attemptsKey(want.Name), now); err != nil {
 		return fmt.Errorf("nothing was ordered, since the store cannot be written: %w", err)
 	}
-	// An order that says what it replaces is free of rate limits; but when one has
-	// failed, that may have been the reason, so every other try goes without.
-	b, wish, err := issuer.obtain(ctx, want, solvers, before.Count%2 == 0)
+	b, wish, err := issuer.obtain(ctx, want, solvers)
 	after := context.WithoutCancel(ctx)
 	if err != nil {
 		return m.failed(after, ctx.Err() != nil, want, before, now, err)
@@ -437,8 +435,10 @@ func accountKey(directory string) string {
 	return "accounts/" + hex.EncodeToString(sum[:8]) + ".json"
 }
 
-// obtain makes one order, or a second when the issuer has forgotten the account.
-func (s *session) obtain(ctx context.Context, want Want, solvers map[string]acmez.Solver, replace bool) (*bundle, *acme.RenewalInfo, error) {
+// obtain makes one order. When the issuer refuses to open it, since it has
+// forgotten the account or does not like what is said to be replaced, it is opened
+// again without.
+func (s *session) obtain(ctx context.Context, want Want, solvers map[string]acmez.Solver) (*bundle, *acme.RenewalInfo, error) {
 	ctx, cancel := context.WithTimeout(ctx, orderTimeout)
 	defer cancel()
 	key, keyPEM, err := newKey()
@@ -453,16 +453,22 @@ func (s *session) obtain(ctx context.Context, want Want, solvers map[string]acme
 	if err != nil {
 		return nil, nil, fmt.Errorf("make request: %w", err)
 	}
-	if old, _, err := s.m.shelf.get(ctx, want.Name); replace && err == nil && old.Issuer == ACME && old.Authority == want.Authority && shares(old.leaf, want.Hosts) {
+	// An order that says what it replaces is free of rate limits.
+	if old, _, err := s.m.shelf.get(ctx, want.Name); err == nil && old.Issuer == ACME && old.Authority == want.Authority && shares(old.leaf, want.Hosts) {
 		params.Replaces = old.leaf
 	}
+	request := &request{CertificateRequest: csr}
+	params.CSR = request
 	client := acmez.Client{Client: s.Client, ChallengeSolvers: solvers}
 	chains, err := client.ObtainCertificate(ctx, params)
+	if params.Replaces != nil && !request.sent && refusedToOpen(err) {
+		params.Replaces = nil
+		chains, err = client.ObtainCertificate(ctx, params)
+	}
 	if forgotten(err) {
 		if params.Account, err = s.m.account(ctx, s.Client, want.fleet.ACME, true); err != nil {
 			return nil, nil, err
 		}
-		params.Replaces = nil
 		chains, err = client.ObtainCertificate(ctx, params)
 	}
 	if err != nil {
@@ -481,6 +487,25 @@ func (s *session) obtain(ctx context.Context, want Want, solvers map[string]acme
 		}
 	}
 	return b, chains[0].RenewalInfo, nil
+}
+
+// request is a CSR that knows whether it was asked for, to finalize an order.
+type request struct {
+	*x509.CertificateRequest
+	sent bool
+}
+
+// CSR implements acmez.CSRSource.
+func (r *request) CSR(context.Context, []acme.Identifier) (*x509.CertificateRequest, error) {
+	r.sent = true
+	return r.CertificateRequest, nil
+}
+
+// refusedToOpen reports whether an issuer refused an order before a challenge of it
+// failed: the problem is then about no authorization.
+func refusedToOpen(err error) bool {
+	var problem acme.Problem
+	return errors.As(err, &problem) && problem.Resource == nil && problem.Type != acme.ProblemTypeRateLimited
 }
 
 // shares reports whether an order for hosts may say that it replaces leaf (RFC

@@ -16,7 +16,6 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"time"
@@ -126,9 +125,6 @@ func private(dir string) error {
 		return fmt.Errorf("%s has mode %#o, so others can look for private keys in it; run: chmod 700 %s", dir, mode, dir)
 	}
 	// What is inside is shut off by the folder, so only this one is checked.
-	if _, err := os.ReadDir(filepath.Clean(dir)); err != nil {
-		return err
-	}
 	return nil
 }
 
@@ -190,8 +186,11 @@ func (m *Manager) look(ctx context.Context, want Want) (Spec, *bundle, error) {
 	}
 	if spec.Due == "" {
 		var wish renewal
-		if err := load(ctx, m.shelf.storage, renewalKey(want.Name), &wish); err != nil {
-			wish = renewal{}
+		if b.Issuer == ACME {
+			// A wish that cannot be read is none: age decides.
+			if err := load(ctx, m.shelf.storage, renewalKey(want.Name), &wish); err != nil {
+				wish = renewal{}
+			}
 		}
 		spec.Due = due(b.leaf, wish, m.now())
 	}

@@ -76,6 +76,7 @@ func (s dnsSolver) CleanUp(ctx context.Context, c acme.Challenge) error {
 // Wait blocks until all resolvers answer with the record: the issuer may ask any.
 func (s dnsSolver) Wait(ctx context.Context, c acme.Challenge) error {
 	name, value := c.DNS01TXTRecordName(), c.DNS01KeyAuthorization()
+	stopped := ctx
 	ctx, cancel := context.WithTimeout(ctx, s.wait)
 	defer cancel()
 	for _, server := range s.resolvers(name) {
@@ -87,6 +88,9 @@ func (s dnsSolver) Wait(ctx context.Context, c acme.Challenge) error {
 			}
 			select {
 			case <-ctx.Done():
+				if stopped.Err() != nil {
+					return stopped.Err()
+				}
 				return fmt.Errorf("the TXT record %s was added but DNS server %s does not answer with it: %w", name, server, err)
 			case <-time.After(pause):
 			}
