@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"sync"
 
@@ -178,7 +179,7 @@ func (d *device) setNamed(ctx context.Context, turn uint64, wanted []wantedPeer)
 				return
 			}
 			for _, a := range addrs {
-				found[i] = append(found[i], a.Unmap())
+				found[i] = append(found[i], a.Unmap().WithZone(""))
 			}
 		})
 	}
@@ -254,6 +255,9 @@ func dialError(to netip.AddrPort, err error) error {
 	var op *net.OpError
 	if errors.As(err, &op) {
 		err = op.Err
+	}
+	if errors.Is(err, os.ErrDeadlineExceeded) { // the dialer's clock may be ahead of the context's
+		err = context.DeadlineExceeded
 	}
 	return &net.OpError{Op: "dial", Net: "tcp", Addr: net.TCPAddrFromAddrPort(to), Err: err}
 }

@@ -106,7 +106,7 @@ func openTUN(cfg Config) (_ *device, err error) {
 		}
 		return nil, fmt.Errorf("create TUN device %s: %w", cfg.Name, err)
 	}
-	wg := wgdevice.NewDevice(alwaysUp(native), conn.NewStdNetBind(), wireguardLog(cfg.Log))
+	wg := wgdevice.NewDevice(newFrugal(alwaysUp(native)), conn.NewStdNetBind(), wireguardLog(cfg.Log))
 	admin := serve(socket, wg)
 	release := func() error {
 		err := allowForwarding(cfg)

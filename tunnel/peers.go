@@ -101,10 +101,14 @@ func (p Peer) check() (wantedPeer, error) {
 		return w, fmt.Errorf("endpoint %q is not host:port, with a port from 1 to 65535", p.Endpoint)
 	}
 	w.port = uint16(port)
-	if addr, err := netip.ParseAddr(host); err == nil {
-		w.addr = netip.AddrPortFrom(addr.Unmap(), w.port)
-	} else {
+	addr, err := netip.ParseAddr(host)
+	switch {
+	case err != nil:
 		w.host = host
+	case addr.Zone() != "": // may be any text, line breaks too
+		return w, fmt.Errorf("endpoint %q has a zone; give an address that is routed", p.Endpoint)
+	default:
+		w.addr = netip.AddrPortFrom(addr.Unmap(), w.port)
 	}
 	return w, nil
 }

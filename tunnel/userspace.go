@@ -44,7 +44,7 @@ func openUserspace(cfg Config) (*device, error) {
 	}
 	// The bind sizes its socket's buffers to 7 MiB, past the system's limit where
 	// CAP_NET_ADMIN allows.
-	wg := wgdevice.NewDevice(border, conn.NewStdNetBind(), wireguardLog(cfg.Log))
+	wg := wgdevice.NewDevice(newFrugal(border), conn.NewStdNetBind(), wireguardLog(cfg.Log))
 	release := func() error {
 		netstack.Close()
 		wg.Close()
@@ -98,9 +98,12 @@ func newNetstack(cfg Config, border *border) (*stack.Stack, error) {
 	})
 	sack := tcpip.TCPSACKEnabled(true)
 	wait := tcpip.TCPTimeWaitTimeoutOption(timeWait)
+	// Measured: at 5 % loss cubic, in this gVisor, stalls for good now and then.
+	control := tcpip.CongestionControlOption("reno")
 	for _, option := range []tcpip.SettableTransportProtocolOption{
 		&sack,
 		&wait,
+		&control,
 		&tcpip.TCPSendBufferSizeRangeOption{Min: tcp.MinBufferSize, Default: 1 << 20, Max: 4 << 20},
 		&tcpip.TCPReceiveBufferSizeRangeOption{Min: tcp.MinBufferSize, Default: 1 << 20, Max: 4 << 20},
 	} {
