@@ -16,6 +16,7 @@ import (
 	"github.com/go-git/go-git/v5/plumbing"
 	"github.com/go-git/go-git/v5/plumbing/storer"
 	"github.com/go-git/go-git/v5/storage/filesystem"
+	"github.com/kokoa-proxy/kokoa/schema"
 )
 
 // work is the files of a folder as they lie, committed or not.
@@ -114,7 +115,7 @@ func (w *work) read(ctx context.Context) (*Revision, error) {
 			return fmt.Errorf("%w: more than %s of *.cue files", ErrLimit, bytesText(w.opts.Limits.Bytes))
 		}
 		now[path] = f
-		rev.files = append(rev.files, File{Path: path, Hash: f.hash})
+		rev.files = append(rev.files, schema.File{Path: path, Hash: f.hash})
 		return nil
 	})
 	if err != nil {
@@ -123,7 +124,7 @@ func (w *work) read(ctx context.Context) (*Revision, error) {
 	if len(rev.files) == 0 {
 		return nil, ErrEmpty
 	}
-	slices.SortFunc(rev.files, func(a, b File) int { return strings.Compare(a.Path, b.Path) })
+	slices.SortFunc(rev.files, func(a, b schema.File) int { return strings.Compare(a.Path, b.Path) })
 	files := rev.files
 	rev.read = func(i int) ([]byte, error) { return now[files[i].Path].text, nil }
 	w.seen = now

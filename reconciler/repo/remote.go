@@ -119,7 +119,7 @@ func (r *remote) fetch(ctx context.Context) (*Revision, error) {
 	rev, err := ask(have)
 	if errors.Is(err, ErrCorrupt) && !have.IsZero() {
 		// The copy may have lost something; ask for everything once.
-		r.opts.Log.Warn("cache damaged, fetching all", "err", err)
+		r.opts.Log.Warn("cache found damaged, fetching all", "err", err)
 		rev, err = ask(plumbing.ZeroHash)
 	}
 	if cause := context.Cause(ctx); err != nil && cause != nil {

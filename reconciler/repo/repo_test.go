@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/kokoa-proxy/kokoa/reconciler/repo"
+	"github.com/kokoa-proxy/kokoa/schema"
 )
 
 func TestPushIsFetched(t *testing.T) {
@@ -59,6 +60,23 @@ func TestPushIsFetched(t *testing.T) {
 	}
 	if got := second.String(); got != "commit "+commit[:12] {
 		t.Errorf("revision prints as %q", got)
+	}
+}
+
+// What is left out is what schema would leave out.
+func TestFilesAreWhatSchemaWants(t *testing.T) {
+	files := map[string]string{"a.cue": ""}
+	for _, name := range []string{"_a.cue", ".a.cue", "x.CUE", "a.cue.txt", ".x/a.cue", "_x/a.cue", "cue.mod/a.cue", "x/cue.mod/y/a.cue", "x/cue.mod.cue", "x.cue/a.cue"} {
+		files[name] = ""
+	}
+	o := newOrigin(t, files)
+	for _, options := range []repo.Options{{}, {Folder: true}} {
+		got := content(t, fetch(t, open(t, o.clone, options)))
+		for name := range files {
+			if _, listed := got[name]; listed != schema.Wanted(name) {
+				t.Errorf("folder=%t: %s is listed: %t, wanted: %t", options.Folder, name, listed, schema.Wanted(name))
+			}
+		}
 	}
 }
 

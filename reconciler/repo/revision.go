@@ -17,6 +17,9 @@ import (
 	"github.com/kokoa-proxy/kokoa/schema"
 )
 
+// A Revision is what schema.Load reads.
+var _ schema.Tree = (*Revision)(nil)
+
 // Revision is the fleet repo at one commit. It does not change, and its methods
 // may be called at once from several goroutines, until its Source is closed.
 type Revision struct {
@@ -34,19 +37,19 @@ type Revision struct {
 	// behind them.
 	NotFollowed int
 
-	files   []File
+	files   []schema.File
 	read    func(index int) ([]byte, error)
 	history *objects // nil when there is none
 }
 
 // Files is every *.cue file, sorted by path. The caller must not change it.
-func (r *Revision) Files() []File { return r.files }
+func (r *Revision) Files() []schema.File { return r.files }
 
 // Read is the content of a file of Files, checked against its hash. When it fails
 // (ErrCorrupt, ErrPath, a disk) the revision must not be used in part. A path that
 // is not in Files is fs.ErrNotExist. The caller must not change the bytes.
 func (r *Revision) Read(path string) ([]byte, error) {
-	i, ok := slices.BinarySearchFunc(r.files, path, func(f File, path string) int {
+	i, ok := slices.BinarySearchFunc(r.files, path, func(f schema.File, path string) int {
 		return strings.Compare(f.Path, path)
 	})
 	if !ok {
@@ -215,6 +218,3 @@ func oneLine(text string) string {
 	}
 	return strings.TrimSpace(line)
 }
-
-// File names one file of a revision.
-type File = schema.File

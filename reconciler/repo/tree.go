@@ -11,6 +11,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/go-git/go-git/v5/plumbing"
+	"github.com/kokoa-proxy/kokoa/schema"
 )
 
 // maxDepth of folders in folders.
@@ -18,7 +19,7 @@ const maxDepth = 64
 
 // tree is every *.cue file below one folder of Git's.
 type tree struct {
-	files       []File
+	files       []schema.File
 	hashes      []plumbing.Hash // of files, by the same index
 	notFollowed int
 }
@@ -93,7 +94,7 @@ func (k *known) tree(ctx context.Context, objects *objects, root plumbing.Hash, 
 	if top.files > limits.Files {
 		return nil, fmt.Errorf("%w: %d *.cue files, and at most %d are read", ErrLimit, top.files, limits.Files)
 	}
-	w.out.files = make([]File, 0, top.files)
+	w.out.files = make([]schema.File, 0, top.files)
 	w.out.hashes = make([]plumbing.Hash, 0, top.files)
 	w.out.notFollowed = top.notFollowed
 	if err := w.list(top, ""); err != nil {
@@ -239,7 +240,7 @@ func (w *walk) list(f *folder, prefix string) error {
 		if n := len(w.out.files); n > 0 && w.out.files[n-1].Path >= path {
 			return fmt.Errorf("%w: %s stands twice or out of order in its folder", ErrCorrupt, path)
 		}
-		w.out.files = append(w.out.files, File{Path: path, Hash: b.hex})
+		w.out.files = append(w.out.files, schema.File{Path: path, Hash: b.hex})
 		w.out.hashes = append(w.out.hashes, e.hash)
 	}
 	return nil

@@ -2,6 +2,8 @@ package repo
 
 import (
 	"context"
+	"errors"
+	"io/fs"
 	"log/slog"
 	"math/rand/v2"
 	"time"
@@ -35,26 +37,26 @@ type watching struct {
 func watch(ctx context.Context, w watching, changed func()) error {
 	watcher, err := fsnotify.NewWatcher()
 	if err != nil {
-		w.log.Warn("watch unavailable, polling", "err", err, "took", fallback)
+		w.log.Warn("watch failed, polling", "err", err)
 		return poll(ctx, fallback, changed)
 	}
 	defer watcher.Close()
 	watched := make(map[string]bool)
-	add := func() (fresh bool, err error) {
+	add := func() error {
 		for _, dir := range w.folders() {
 			if watched[dir] {
 				continue
 			}
 			if err := watcher.Add(dir); err == nil {
-				watched[dir], fresh = true, true
-			} else if len(watched) == 0 {
-				return false, err
+				watched[dir] = true
+			} else if len(watched) == 0 || !errors.Is(err, fs.ErrNotExist) {
+				return err // most often: the system's limit of watches
 			}
 		}
-		return fresh, nil
+		return nil
 	}
-	if _, err := add(); err != nil {
-		w.log.Warn("watch unavailable, polling", "err", err, "took", fallback)
+	if err := add(); err != nil {
+		w.log.Warn("watch failed, polling", "err", err)
 		return poll(ctx, fallback, changed)
 	}
 
@@ -75,8 +77,8 @@ func watch(ctx context.Context, w watching, changed func()) error {
 			}
 			// What was made in a new folder before it was watched makes no event;
 			// the call that follows sees it.
-			if _, err := add(); err != nil {
-				w.log.Warn("watch lost, polling", "err", err, "took", fallback)
+			if err := add(); err != nil {
+				w.log.Warn("watch failed, polling", "err", err)
 				return poll(ctx, fallback, changed)
 			}
 			settled = time.After(w.settle)
@@ -87,6 +89,10 @@ func watch(ctx context.Context, w watching, changed func()) error {
 			settled = nil
 			changed()
 		case <-tick.C:
+			// A folder that was replaced as a whole tells nothing any more.
+			if err := add(); err != nil {
+				w.log.Warn("watch failed, polling", "err", err)
+			}
 			tick.Reset(jitter(w.poll))
 			changed()
 		}

@@ -1,0 +1,266 @@
+package repo
+
+import (
+	"bytes"
+	"compress/zlib"
+	"context"
+	"crypto/sha1"
+	"encoding/binary"
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/go-git/go-git/v5/plumbing"
+)
+
+// packed is one object of a pack written by hand.
+type packed struct {
+	kind byte // 1 commit, 2 tree, 3 blob, 6 offset delta, 7 reference delta
+	base []byte
+	text string
+	size int // claimed; the text's own when 0
+}
+
+// makePack writes a pack (gitformat-pack), and the offset of each object.
+func makePack(objects ...packed) (pack []byte, offsets []int) {
+	pack = binary.BigEndian.AppendUint32([]byte("PACK\x00\x00\x00\x02"), uint32(len(objects)))
+	for _, o := range objects {
+		offsets = append(offsets, len(pack))
+		size := o.size
+		if size == 0 {
+			size = len(o.text)
+		}
+		b := o.kind<<4 | byte(size&15)
+		for size >>= 4; size > 0; size >>= 7 {
+			pack = append(pack, b|0x80)
+			b = byte(size & 0x7f)
+		}
+		pack = append(append(pack, b), o.base...)
+		var z bytes.Buffer
+		w := zlib.NewWriter(&z)
+		w.Write([]byte(o.text))
+		w.Close()
+		pack = append(pack, z.Bytes()...)
+	}
+	sum := sha1.Sum(pack)
+	return append(pack, sum[:]...), offsets
+}
+
+// delta turns a base of a size into a result of a claimed size by commands.
+func delta(base, target int, commands string) string {
+	return string(binary.AppendUvarint(binary.AppendUvarint(nil, uint64(base)), uint64(target))) + commands
+}
+
+// copyAll copies up to 16 MiB from the start of the base: three bytes of size.
+func copyAll(size int) string {
+	return string([]byte{0x80 | 0x70, byte(size), byte(size >> 8), byte(size >> 16)})
+}
+
+func blobHash(text string) []byte {
+	h := plumbing.ComputeHash(plumbing.BlobObject, []byte(text))
+	return h[:]
+}
+
+func store(t testing.TB, pack []byte) (*objects, error) {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), "x.git", "objects")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	err := storePack(t.Context(), dir, bytes.NewReader(pack), 1<<20)
+	left, globErr := filepath.Glob(filepath.Join(dir, "pack", "tmp_*"))
+	if globErr != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, %v", left, globErr)
+	}
+	s, openErr := newObjects(dir)
+	if openErr != nil {
+		t.Fatal(openErr)
+	}
+	t.Cleanup(func() { s.close() })
+	return s, err
+}
+
+func TestStorePack(t *testing.T) {
+	base := strings.Repeat("base ", 100)
+	long := base + base + "end"
+	good := []packed{
+		{kind: 3, text: base},
+		{kind: 7, base: blobHash(base), text: delta(len(base), len(long), copyAll(len(base))+copyAll(len(base))+"\x03end")},
+	}
+	for _, count := range []int{0, 200} { // loose, and indexed
+		many := slices.Clone(good)
+		for i := range count {
+			many = append(many, packed{kind: 3, text: strings.Repeat("x", i+1)})
+		}
+		pack, _ := makePack(many...)
+		s, err := store(t, pack)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, want := range []string{base, long} {
+			got, err := s.blob(plumbing.Hash(blobHash(want)), 1<<20)
+			if err != nil || string(got) != want {
+				t.Errorf("read %q, %v; want %q", got, err, want)
+			}
+		}
+		if indexes, _ := filepath.Glob(filepath.Join(s.dirs[0], "pack", "*.idx")); len(indexes) != min(count, 1) {
+			t.Errorf("%d objects made %d indexes", len(many), len(indexes))
+		}
+	}
+}
+
+func TestHostilePacks(t *testing.T) {
+	zeros := strings.Repeat("\x00", 1<<20)
+	var growing []packed // each sixteen times the one before
+	hash, size := blobHash(zeros), 1<<20
+	growing = append(growing, packed{kind: 3, text: zeros})
+	for range 6 {
+		growing = append(growing, packed{kind: 7, base: hash, text: delta(size, 16*size, strings.Repeat(copyAll(min(size, 1<<24-1)), 16))})
+		size *= 16
+		hash = bytes.Repeat([]byte{byte(size)}, 20)
+	}
+	pack := func(objects ...packed) []byte { p, _ := makePack(objects...); return p }
+	plain := pack(packed{kind: 3, text: "x"})
+	cyclic := bytes.Repeat([]byte{7}, 20)
+	tests := map[string]struct {
+		pack []byte
+		is   error
+	}{
+		"nothing":                {nil, ErrCorrupt},
+		"no pack":                {[]byte("<html>"), ErrCorrupt},
+		"cut off":                {plain[:len(plain)-21], ErrCorrupt},
+		"no checksum":            {plain[:len(plain)-20], ErrCorrupt},
+		"other checksum":         {append(slices.Clone(plain[:len(plain)-1]), ^plain[len(plain)-1]), ErrCorrupt},
+		"fewer than said":        {append([]byte("PACK\x00\x00\x00\x02\x00\x00\x00\x05"), plain[12:]...), ErrCorrupt},
+		"a billion said":         {append([]byte("PACK\x00\x00\x00\x02\x40\x00\x00\x00"), plain[12:]...), ErrLimit},
+		"longer than it says":    {pack(packed{kind: 3, text: zeros, size: 10}), ErrCorrupt},
+		"shorter than it says":   {pack(packed{kind: 3, text: "x", size: 10}), ErrCorrupt},
+		"says it is huge":        {pack(packed{kind: 3, text: "x", size: 1 << 40}), ErrLimit},
+		"unknown kind":           {pack(packed{kind: 5, text: "x"}), ErrCorrupt},
+		"deltas that grow":       {pack(growing...), ErrLimit},
+		"delta of nothing here":  {pack(packed{kind: 7, base: cyclic, text: delta(1, 1, "\x01x")}), ErrCorrupt},
+		"delta of itself":        {pack(packed{kind: 6, base: []byte{0}, text: delta(1, 1, "\x01x")}), ErrCorrupt},
+		"delta of what is later": {pack(packed{kind: 6, base: []byte{0x7f}, text: delta(1, 1, "\x01x")}), ErrCorrupt},
+		"delta without sizes":    {pack(packed{kind: 3, text: "x"}, packed{kind: 7, base: blobHash("x"), text: "\xff"}), ErrCorrupt},
+		"delta past its base":    {pack(packed{kind: 3, text: "x"}, packed{kind: 7, base: blobHash("x"), text: delta(1, 1000, copyAll(1000))}), ErrCorrupt},
+		"delta of another size":  {pack(packed{kind: 3, text: "x"}, packed{kind: 7, base: blobHash("x"), text: delta(9, 1, "\x01x")}), ErrCorrupt},
+		"more than asked for":    {append(slices.Clone(plain), make([]byte, 1<<20)...), ErrLimit},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			if _, err := store(t, test.pack); !errors.Is(err, test.is) {
+				t.Errorf("%v, want %v", err, test.is)
+			}
+		})
+	}
+}
+
+func TestStorePackCanBeCancelled(t *testing.T) {
+	ctx, stop := context.WithCancel(t.Context())
+	stop()
+	pack, _ := makePack(packed{kind: 3, text: "x"})
+	if err := storePack(ctx, t.TempDir(), bytes.NewReader(pack), 1<<20); !errors.Is(err, context.Canceled) {
+		t.Errorf("%v", err)
+	}
+}
+
+func FuzzStorePack(f *testing.F) {
+	base := strings.Repeat("base ", 100)
+	full, offsets := makePack(packed{kind: 3, text: base},
+		packed{kind: 7, base: blobHash(base), text: delta(len(base), 3, "\x03end")},
+		packed{kind: 2, text: "100644 a.cue\x00" + string(blobHash(base))})
+	f.Add(full)
+	f.Add(full[:offsets[1]])
+	f.Fuzz(func(t *testing.T, pack []byte) {
+		// Without the right checksum nearly nothing would be tried.
+		if len(pack) > 20 {
+			sum := sha1.Sum(pack[:len(pack)-20])
+			pack = append(slices.Clone(pack[:len(pack)-20]), sum[:]...)
+		}
+		s, err := store(t, pack)
+		if err != nil {
+			return
+		}
+		loose, err := filepath.Glob(filepath.Join(s.dirs[0], "??", "*"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, path := range loose {
+			h := plumbing.NewHash(filepath.Base(filepath.Dir(path)) + filepath.Base(path))
+			if _, err := s.size(h); err != nil {
+				t.Errorf("stored and not to be found: %v", err)
+			}
+		}
+	})
+}
+
+func FuzzParseTree(f *testing.F) {
+	f.Add([]byte("100644 a.cue\x00" + strings.Repeat("h", 20) + "40000 dir\x00" + strings.Repeat("i", 20)))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		entries, err := parseTree(text)
+		if err != nil {
+			return
+		}
+		n := 0
+		for _, e := range entries {
+			if e.name == "" || strings.ContainsAny(e.name, "/\x00") {
+				t.Errorf("name %q", e.name)
+			}
+			oddPath(e.name)
+			n += len(e.name) + 2 + 20
+		}
+		if n > len(text) {
+			t.Errorf("%d bytes of entries out of %d", n, len(text))
+		}
+	})
+}
+
+func FuzzUnpackLoose(f *testing.F) {
+	var z bytes.Buffer
+	w := zlib.NewWriter(&z)
+	w.Write([]byte("blob 1\x00x"))
+	w.Close()
+	f.Add(z.Bytes())
+	dir := f.TempDir()
+	f.Fuzz(func(t *testing.T, file []byte) {
+		h := plumbing.Hash(blobHash("x"))
+		path := filepath.Join(dir, h.String()[:2], h.String()[2:])
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), os.WriteFile(path, file, 0o600)); err != nil {
+			t.Fatal(err)
+		}
+		s, err := newObjects(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if text, err := s.blob(h, 1<<20); err == nil && string(text) != "x" {
+			t.Errorf("read %q", text)
+		}
+	})
+}
+
+func FuzzOpen(f *testing.F) {
+	for _, spec := range []string{"https://user:canary@example.com/x.git", "git@example.com:x", "ssh://git@example.com:22/x", "file:///x", "https://canary@x/?a#b"} {
+		f.Add(spec)
+	}
+	f.Fuzz(func(t *testing.T, spec string) {
+		if path, local := localPath(spec); local {
+			if path == "" && spec != "" && spec != "file://" {
+				t.Errorf("%q is the path %q", spec, path)
+			}
+			return
+		}
+		u, _, err := parseRemote(spec, Auth{})
+		if err != nil {
+			return
+		}
+		if u.Hostname() == "" {
+			t.Errorf("%q has no host: %s", spec, u)
+		}
+		if u.User != nil && u.Scheme != "ssh" {
+			t.Errorf("%q keeps its user in %s", spec, u)
+		}
+	})
+}
