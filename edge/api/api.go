@@ -225,6 +225,10 @@ type Heartbeat struct {
 	Edges []AgentEdgeState `json:"edges"`
 	// Refused lists config the agent will not obey, and why, for people.
 	Refused []string `json:"refused,omitempty"`
+	// Draining says that the agent is about to stop: it takes no new streams, and
+	// ends when those it has are closed or its grace is over. An edge closes the
+	// ones that carry no request.
+	Draining bool `json:"draining,omitempty"`
 }
 
 // LocalService is a service as checked by its agent, without a tunnel between.

@@ -1,0 +1,350 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/kokoa-proxy/kokoa/edge/api"
+	"github.com/kokoa-proxy/kokoa/keys"
+	"github.com/kokoa-proxy/kokoa/tunnel"
+)
+
+// world is the network between an agent and its edges, and its DNS, without a
+// packet: who lives where, and which handshakes still hold. It is for use in a
+// synctest bubble.
+type world struct {
+	mu    sync.Mutex
+	edges map[keys.Public]*fakeEdge
+	names map[string][]netip.Addr
+	// devices opened so far; the last is in use.
+	devices []*fakeDevice
+	unable  error
+}
+
+// fakeEdge answers agents while it is alive.
+type fakeEdge struct {
+	world *world
+	is    api.AgentEdge
+	// at is where it lives, and life counts its processes: a handshake with an
+	// earlier one is worth nothing.
+	at      netip.AddrPort
+	alive   bool
+	life    int
+	signed  api.Signed
+	tag     string
+	changed chan struct{}
+	beats   []beat
+	// silent counts calls that were not answered.
+	silent int
+	polls  []time.Time
+}
+
+type beat struct {
+	at time.Time
+	api.Heartbeat
+}
+
+// fakeDevice is a WireGuard device that makes a handshake when a peer is added,
+// and never again: what mends a tunnel must be the agent.
+type fakeDevice struct {
+	world *world
+	peers []tunnel.Peer
+	lives map[keys.Public]int
+	// removed counts how often each peer was taken out.
+	removed map[keys.Public]int
+}
+
+func newWorld() *world {
+	return &world{edges: make(map[keys.Public]*fakeEdge), names: make(map[string][]netip.Addr)}
+}
+
+func (w *world) add(e api.AgentEdge, at string, signed api.Signed) *fakeEdge {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	f := &fakeEdge{world: w, is: e, at: netip.MustParseAddrPort(at), alive: true, life: 1, changed: make(chan struct{})}
+	w.edges[e.PublicKey] = f
+	f.relayLocked(signed)
+	return f
+}
+
+// relay makes signed what the edge gives to the agent.
+func (e *fakeEdge) relay(signed api.Signed) {
+	e.world.mu.Lock()
+	defer e.world.mu.Unlock()
+	e.relayLocked(signed)
+}
+
+func (e *fakeEdge) relayLocked(signed api.Signed) {
+	e.signed, e.tag = signed, string(signed.Signature)
+	close(e.changed)
+	e.changed = make(chan struct{})
+}
+
+func (e *fakeEdge) die() {
+	e.world.mu.Lock()
+	defer e.world.mu.Unlock()
+	e.alive = false
+}
+
+// live brings the edge back as another process, at an address.
+func (e *fakeEdge) live(at string) {
+	e.world.mu.Lock()
+	defer e.world.mu.Unlock()
+	e.alive, e.at = true, netip.MustParseAddrPort(at)
+	e.life++
+}
+
+func (e *fakeEdge) heartbeats() []beat {
+	e.world.mu.Lock()
+	defer e.world.mu.Unlock()
+	return slices.Clone(e.beats)
+}
+
+// unanswered is how many calls to the edge have met silence.
+func (e *fakeEdge) unanswered() int {
+	e.world.mu.Lock()
+	defer e.world.mu.Unlock()
+	return e.silent
+}
+
+// shake makes a handshake if the peer is where the device looks for it.
+func (d *fakeDevice) shake(p tunnel.Peer) {
+	e := d.world.edges[p.PublicKey]
+	if e != nil && e.alive && e.at.String() == p.Endpoint {
+		d.lives[p.PublicKey] = e.life
+	}
+}
+
+// fakeClient calls one edge through one device.
+type fakeClient struct {
+	device *fakeDevice
+	edge   api.AgentEdge
+}
+
+// reach blocks for as long as the network is silent.
+func (c fakeClient) reach(ctx context.Context) (*fakeEdge, error) {
+	w := c.device.world
+	w.mu.Lock()
+	e := w.edges[c.edge.PublicKey]
+	there := e != nil && e.alive && c.device.lives[c.edge.PublicKey] == e.life &&
+		slices.ContainsFunc(c.device.peers, func(p tunnel.Peer) bool {
+			return p.PublicKey == c.edge.PublicKey && p.Endpoint == e.at.String()
+		})
+	if !there && e != nil {
+		e.silent++
+	}
+	w.mu.Unlock()
+	if there {
+		return e, nil
+	}
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
+func (c fakeClient) AgentConfig(ctx context.Context, tag string, wait time.Duration) (api.Signed, string, error) {
+	e, err := c.reach(ctx)
+	if err != nil {
+		return api.Signed{}, "", err
+	}
+	w := c.device.world
+	w.mu.Lock()
+	e.polls = append(e.polls, time.Now())
+	w.mu.Unlock()
+	timeout := time.After(wait)
+	for {
+		w.mu.Lock()
+		signed, have, changed := e.signed, e.tag, e.changed
+		w.mu.Unlock()
+		if have != tag {
+			return signed, have, nil
+		}
+		select {
+		case <-changed:
+		case <-timeout:
+			if _, err := c.reach(ctx); err != nil {
+				return api.Signed{}, "", err
+			}
+			return api.Signed{}, tag, nil
+		case <-ctx.Done():
+			return api.Signed{}, "", ctx.Err()
+		}
+	}
+}
+
+func (c fakeClient) Heartbeat(ctx context.Context, hb api.Heartbeat) error {
+	e, err := c.reach(ctx)
+	if err != nil {
+		return err
+	}
+	c.device.world.mu.Lock()
+	defer c.device.world.mu.Unlock()
+	e.beats = append(e.beats, beat{time.Now(), hb})
+	return nil
+}
+
+func (fakeClient) Close() {}
+
+func (d *fakeDevice) SetPeers(_ context.Context, peers []tunnel.Peer) error {
+	d.world.mu.Lock()
+	defer d.world.mu.Unlock()
+	seen := make(map[netip.Prefix]bool)
+	for _, p := range peers {
+		for _, a := range p.AllowedIPs {
+			if seen[a] {
+				return tunnel.ErrOverlap
+			}
+			seen[a] = true
+		}
+	}
+	for _, old := range d.peers {
+		if !slices.ContainsFunc(peers, func(p tunnel.Peer) bool { return p.PublicKey == old.PublicKey }) {
+			delete(d.lives, old.PublicKey)
+			d.removed[old.PublicKey]++
+		}
+	}
+	old := d.peers
+	d.peers = slices.Clone(peers)
+	for _, p := range peers {
+		if !slices.ContainsFunc(old, func(o tunnel.Peer) bool { return o.PublicKey == p.PublicKey && o.Endpoint == p.Endpoint }) {
+			d.shake(p)
+		}
+	}
+	return nil
+}
+
+func (d *fakeDevice) Stats() ([]tunnel.PeerStats, error) {
+	d.world.mu.Lock()
+	defer d.world.mu.Unlock()
+	var stats []tunnel.PeerStats
+	for _, p := range d.peers {
+		stats = append(stats, tunnel.PeerStats{PublicKey: p.PublicKey, Endpoint: p.Endpoint, AllowedIPs: p.AllowedIPs})
+	}
+	return stats, nil
+}
+
+func (d *fakeDevice) Listen(uint16) (net.Listener, error) { return newFakeListener(), nil }
+func (d *fakeDevice) Kind() tunnel.Kind                   { return tunnel.Userspace }
+func (d *fakeDevice) Reason() string                      { return "userspace: a fake" }
+func (d *fakeDevice) ListenPort() uint16                  { return 51820 }
+
+func (d *fakeDevice) Dial(context.Context, netip.AddrPort) (net.Conn, error) {
+	return nil, errors.New("nothing is dialled here")
+}
+
+func (d *fakeDevice) Close() error { return nil }
+
+// fakeListener accepts nothing.
+type fakeListener struct {
+	closed chan struct{}
+	once   sync.Once
+}
+
+func newFakeListener() *fakeListener { return &fakeListener{closed: make(chan struct{})} }
+
+func (l *fakeListener) Accept() (net.Conn, error) {
+	<-l.closed
+	return nil, net.ErrClosed
+}
+
+func (l *fakeListener) Close() error {
+	l.once.Do(func() { close(l.closed) })
+	return nil
+}
+
+func (l *fakeListener) Addr() net.Addr { return &net.TCPAddr{} }
+
+func (w *world) open(tunnel.Config) (tunnel.Device, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.unable != nil {
+		return nil, w.unable
+	}
+	d := &fakeDevice{world: w, lives: make(map[keys.Public]int), removed: make(map[keys.Public]int)}
+	w.devices = append(w.devices, d)
+	return d, nil
+}
+
+func (w *world) connect(d tunnel.Device, e api.AgentEdge) edgeClient {
+	return fakeClient{d.(*fakeDevice), e}
+}
+
+func (w *world) lookup(_ context.Context, _, host string) ([]netip.Addr, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if found := w.names[host]; found != nil {
+		return found, nil
+	}
+	return nil, &net.DNSError{Err: "no such host", Name: host, IsNotFound: true}
+}
+
+func (w *world) opened() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return len(w.devices)
+}
+
+// run starts an agent in the world until the test's end, which must be in the
+// same bubble.
+func (w *world) run(t *testing.T, b Bootstrap) (a *agent, stop func()) {
+	t.Helper()
+	a, err := newAgent(b, slog.New(slog.NewTextHandler(io.Discard, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.open, a.connect, a.lookup = w.open, w.connect, w.lookup
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- a.run(ctx) }()
+	stop = sync.OnceFunc(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Errorf("run: %v", err)
+		}
+	})
+	t.Cleanup(stop)
+	synctest.Wait()
+	return a, stop
+}
+
+// until waits in the bubble's time until ok, and says how long it took; d is the
+// most it may take.
+func until(t *testing.T, d time.Duration, what string, ok func() bool) time.Duration {
+	t.Helper()
+	start := time.Now()
+	for {
+		synctest.Wait()
+		took := time.Since(start)
+		if ok() {
+			return took
+		}
+		if took >= d {
+			t.Fatalf("after %v not yet: %s", took, what)
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+}
+
+// up reports whether the agent's link to an edge is.
+func up(a *agent, edge string) bool {
+	found := false
+	if s := a.session.Load(); s != nil {
+		s.each(func(l *link) { found = found || l.edge.Name == edge && l.isUp() })
+	}
+	return found
+}
+
+func edgeNames(a *agent) []string {
+	var names []string
+	a.session.Load().each(func(l *link) { names = append(names, l.edge.Name) })
+	slices.Sort(names)
+	return names
+}
