@@ -14,7 +14,6 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
@@ -25,7 +24,9 @@ import (
 	"github.com/kokoa-proxy/kokoa/edge/front"
 	"github.com/kokoa-proxy/kokoa/edge/proxy"
 	"github.com/kokoa-proxy/kokoa/edge/services"
+	"github.com/kokoa-proxy/kokoa/internal/privatefile"
 	"github.com/kokoa-proxy/kokoa/tunnel"
+	"github.com/kokoa-proxy/kokoa/tunnel/stream"
 )
 
 // DrainTimeout is how long what a config took away may go on: requests and upgraded
@@ -40,7 +41,7 @@ type Options struct {
 	Bootstrap Bootstrap
 	// Device is the edge's open tunnel. It stays open when the server ends.
 	Device tunnel.Device
-	// Dial opens streams to services through the device.
+	// Dial opens streams to services; nil means package stream's, through Device.
 	Dial services.Dial
 	// HTTP and HTTPS are the public listeners; Serve closes them.
 	HTTP, HTTPS net.Listener
@@ -108,7 +109,7 @@ func New(o Options) (*Server, error) {
 		s.now = time.Now
 	}
 	s.started = s.now()
-	if err := privateFolder(o.Bootstrap.Data); err != nil {
+	if err := privatefile.Folder(o.Bootstrap.Data); err != nil {
 		return nil, fmt.Errorf("open data folder: %w", err)
 	}
 	var damaged []error
@@ -118,6 +119,12 @@ func New(o Options) (*Server, error) {
 	}
 	for _, err := range damaged {
 		s.log.Warn("certificate left out", "err", err)
+	}
+	if o.Dial == nil {
+		d := stream.Dialer{Dial: o.Device.Dial, Port: api.AgentPort}
+		o.Dial = func(ctx context.Context, agent netip.Addr, service string) (net.Conn, error) {
+			return d.Stream(ctx, stream.Target{Agent: agent, Service: service})
+		}
 	}
 	s.pool = services.New(o.Dial, o.Roots, s.log)
 	s.handler = &proxy.Handler{
@@ -218,19 +225,4 @@ func portOf(l net.Listener) uint16 {
 		return uint16(a.Port)
 	}
 	return 0
-}
-
-// privateFolder makes a folder for the edge alone, or checks that it is.
-func privateFolder(path string) error {
-	if err := os.MkdirAll(path, 0o700); err != nil {
-		return err
-	}
-	info, err := os.Stat(path)
-	if err != nil {
-		return err
-	}
-	if mode := info.Mode().Perm(); mode&0o077 != 0 {
-		return fmt.Errorf("%s has mode %#o, so other users can read it; run: chmod 700 %s", path, mode, path)
-	}
-	return nil
 }

@@ -123,6 +123,9 @@ func (s *Server) AgentConfig(agent string) (api.Signed, <-chan struct{}, bool) {
 // Heartbeat implements api.Edge.
 func (s *Server) Heartbeat(agent string, h api.Heartbeat) {
 	s.beats.put(api.AgentState{Name: agent, At: s.now(), Heartbeat: h})
+	if h.Draining {
+		s.pool.Drain(agent)
+	}
 }
 
 // challenges are ACME HTTP-01 answers by token.

@@ -18,10 +18,10 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/kokoa-proxy/kokoa/edge/api"
 	"github.com/kokoa-proxy/kokoa/internal/atomicfile"
+	"github.com/kokoa-proxy/kokoa/internal/privatefile"
 )
 
 // Store is a folder of certificates. It is safe for concurrent use; a lookup takes
@@ -50,13 +50,10 @@ func (c *Certificate) Covers(host string) bool { return c.TLS.Leaf.VerifyHostnam
 var ErrBad = errors.New("not a certificate with its key")
 
 // Open reads the certificates in dir, and makes dir when it is absent. A file or a
-// folder that other users can read is an error: the keys may be known. Files that
+// folder that other users can read is privatefile.ErrExposed: the keys may be known. Files that
 // hold no certificate are left out and returned as damaged.
 func Open(dir string) (s *Store, damaged []error, err error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, nil, fmt.Errorf("open certificates: %w", err)
-	}
-	if err := private(dir, 0o700); err != nil {
+	if err := privatefile.Folder(dir); err != nil {
 		return nil, nil, fmt.Errorf("open certificates: %w", err)
 	}
 	entries, err := os.ReadDir(dir)
@@ -76,7 +73,7 @@ func Open(dir string) (s *Store, damaged []error, err error) {
 			continue
 		}
 		path := filepath.Join(dir, e.Name())
-		if err := private(path, 0o600); err != nil {
+		if err := privatefile.Check(path, 0o600); err != nil {
 			return nil, nil, fmt.Errorf("open certificates: %w", err)
 		}
 		text, err := os.ReadFile(path)
@@ -220,17 +217,3 @@ func checkName(name string) error {
 	}
 	return nil
 }
-
-func private(path string, want fs.FileMode) error {
-	info, err := os.Stat(path)
-	if err != nil {
-		return err
-	}
-	if mode := info.Mode().Perm(); mode&0o077 != 0 {
-		return fmt.Errorf("%s has mode %#o, so other users can read the keys; replace them, or if nobody did: chmod %o %s", path, mode, want, path)
-	}
-	return nil
-}
-
-// Expired reports whether the certificate has ended at a time.
-func (c *Certificate) Expired(at time.Time) bool { return at.After(c.TLS.Leaf.NotAfter) }

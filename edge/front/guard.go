@@ -25,8 +25,10 @@ type guard struct {
 	poison string
 	err    error
 
-	// name and value are what was read of a field, as much as matters.
+	// name and value are what was read of a field, as much as matters; framing is
+	// whether its name is one that says where the message ends.
 	name, value field
+	framing     bool
 	head        head
 	// left is the bytes still to come of a body or a chunk; digits and size bound
 	// what frames them.
@@ -135,6 +137,10 @@ func (g *guard) pass(b []byte) int {
 				g.state = chunkCR
 			}
 		default:
+			if n := g.skip(b[i:]); n > 0 {
+				i += n
+				continue
+			}
 			if !g.step(b[i]) {
 				return i
 			}
@@ -142,6 +148,24 @@ func (g *guard) pass(b []byte) int {
 		}
 	}
 	return len(b)
+}
+
+// skip is how many bytes at the beginning of b belong to a target or to a value that
+// frames nothing, and change no state: most of every head.
+func (g *guard) skip(b []byte) int {
+	n := 0
+	switch {
+	case g.head.trailer:
+	case g.state == inTarget && g.head.word > 0:
+		for n < len(b) && b[n] > ' ' && b[n] != 0x7f && b[n] != '#' {
+			n++
+		}
+	case g.state == inValue && !g.framing:
+		for n < len(b) && (b[n] >= ' ' && b[n] != 0x7f || b[n] == '\t') {
+			n++
+		}
+	}
+	return n
 }
 
 // next awaits another request.
@@ -197,7 +221,7 @@ func (g *guard) step(c byte) bool {
 		return isTokenByte(c) && g.sizeUp()
 	case inName:
 		if c == ':' {
-			g.state = inValue
+			g.state, g.framing = inValue, g.name.frames()
 			g.value.reset()
 			return g.sizeUp()
 		}
@@ -209,7 +233,7 @@ func (g *guard) step(c byte) bool {
 			g.state = valueLF
 			return g.field()
 		case c == '\t', c >= ' ' && c != 0x7f:
-			if g.name.framing() {
+			if g.framing {
 				g.value.add(c)
 			}
 			return g.sizeUp()
@@ -268,10 +292,11 @@ func (g *guard) sizeUp() bool {
 
 // field takes a field that says how long the body is, once its line is whole.
 func (g *guard) field() bool {
+	if !g.framing {
+		return true
+	}
 	value := strings.Trim(g.value.text(), " \t")
 	switch {
-	case !g.name.framing():
-		return true
 	case g.head.trailer:
 		// A trailer that frames a message is one that somebody may obey.
 		return g.name.text() == "upgrade"
@@ -332,8 +357,8 @@ func (f *field) add(c byte) {
 
 func (f *field) text() string { return string(f.bytes[:f.length]) }
 
-// framing reports whether f is the name of a field that says where the message ends.
-func (f *field) framing() bool {
+// frames reports whether f is the name of a field that says where the message ends.
+func (f *field) frames() bool {
 	if f.cut {
 		return false
 	}
@@ -360,7 +385,15 @@ func decimal(s string) (uint64, bool) {
 
 // isTokenByte is tchar of RFC 9110 section 5.6.2.
 func isTokenByte(c byte) bool {
-	return 'a' <= lower(c) && lower(c) <= 'z' || '0' <= c && c <= '9' || c != 0 && strings.IndexByte("!#$%&'*+-.^_`|~", c) >= 0
+	l := lower(c)
+	if 'a' <= l && l <= 'z' || '0' <= c && c <= '9' || c == '-' {
+		return true
+	}
+	switch c {
+	case '!', '#', '$', '%', '&', '\'', '*', '+', '.', '^', '_', '`', '|', '~':
+		return true
+	}
+	return false
 }
 
 func lower(c byte) byte {

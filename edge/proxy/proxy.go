@@ -281,13 +281,14 @@ func (transport) RoundTrip(r *http.Request) (*http.Response, error) {
 			if r.Context().Err() != nil {
 				return nil, context.Cause(r.Context())
 			}
-			resp, err := u.RoundTrip(x.to(u, r))
+			out, lent := x.to(u, r)
+			resp, err := u.RoundTrip(out)
 			if err == nil {
 				return resp, nil
 			}
 			u.Suspect()
 			failed = errors.Join(failed, &upstreamError{u, err})
-			if !errors.Is(err, services.ErrNotSent) {
+			if whole := lent.takeBack(); !whole || !errors.Is(err, services.ErrNotSent) {
 				return nil, failed
 			}
 		}
@@ -314,8 +315,8 @@ func (e *upstreamError) Error() string {
 
 func (e *upstreamError) Unwrap() error { return e.err }
 
-// to is r as sent to u.
-func (x *exchange) to(u *services.Upstream, r *http.Request) *http.Request {
+// to is r as sent to u, with the body lent to it.
+func (x *exchange) to(u *services.Upstream, r *http.Request) (*http.Request, *loan) {
 	out := *r
 	target := *r.URL
 	target.Scheme, target.Host = u.URL.Scheme, u.URL.Host
@@ -323,11 +324,43 @@ func (x *exchange) to(u *services.Upstream, r *http.Request) *http.Request {
 	if !x.route.PreserveHost {
 		out.Host = u.URL.Host
 	}
+	lent := &loan{body: r.Body}
 	if out.Body != nil {
-		// Kept open for the next service; ServeHTTP's end closes it.
-		out.Body = io.NopCloser(r.Body)
+		out.Body = lent
 	}
-	return &out
+	return &out, lent
+}
+
+// loan is a request's body in the hands of one service, as long as it is not taken
+// back for the next one.
+type loan struct {
+	body io.Reader
+
+	mu         sync.Mutex
+	used, over bool
+}
+
+// Read implements io.Reader.
+func (l *loan) Read(p []byte) (int, error) {
+	l.mu.Lock()
+	over := l.over
+	l.used = true
+	l.mu.Unlock()
+	if over {
+		return 0, http.ErrBodyReadAfterClose
+	}
+	return l.body.Read(p)
+}
+
+// Close implements io.Closer. The body itself is closed when the request ends.
+func (l *loan) Close() error { return nil }
+
+// takeBack ends the loan and reports whether nothing of the body was used.
+func (l *loan) takeBack() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.over = true
+	return !l.used
 }
 
 func modifyResponse(resp *http.Response) error {

@@ -2,6 +2,7 @@ package services
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"github.com/kokoa-proxy/kokoa/edge/api"
+	"github.com/kokoa-proxy/kokoa/tunnel/stream"
 )
 
 // Upstream is a service and its health.
@@ -40,7 +42,12 @@ type Upstream struct {
 // URL must have the scheme and host of u.URL. An error that is ErrNotSent says that
 // the service got nothing of it.
 func (u *Upstream) RoundTrip(r *http.Request) (*http.Response, error) {
-	return u.transport.RoundTrip(r)
+	resp, err := u.transport.RoundTrip(r)
+	if errors.Is(err, stream.ErrRefused) || errors.Is(err, stream.ErrServiceDown) {
+		// The agent took the request and had nobody to give it to.
+		return nil, fmt.Errorf("%w: %w", ErrNotSent, err)
+	}
+	return resp, err
 }
 
 // Usable reports whether the service is up, or was not checked yet.

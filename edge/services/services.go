@@ -163,6 +163,18 @@ func (c *Change) Commit() {
 	p.upstreams, p.transports, p.agents = c.upstreams, c.transports, agents
 }
 
+// Drain closes the connections to an agent's services that carry no request, since
+// the agent is about to stop.
+func (p *Pool) Drain(agent string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for s, t := range p.transports {
+		if s.Agent == agent {
+			t.CloseIdleConnections()
+		}
+	}
+}
+
 // State lists the services as checked, by agent and service.
 func (p *Pool) State() []api.ServiceState {
 	p.mu.Lock()
