@@ -13,7 +13,10 @@ import (
 
 // rest is how long an edge or agent that ended stays away: long enough to see the
 // others carry on, and its address leave DNS.
-const rest = 15 * time.Second
+const rest = 20 * time.Second
+
+// farewell is how long a part has to end by itself when the demo does.
+const farewell = time.Second
 
 // child runs one part as a process of its own, so that it can be killed like a
 // host. It is started again when it ends. Its standard input is a pipe that nobody
@@ -54,7 +57,7 @@ func (d *demo) child(ctx context.Context, role, name, config string, started fun
 				lifeline.Close()
 				select {
 				case <-gone:
-				case <-time.After(5 * time.Second):
+				case <-time.After(farewell):
 					c.Process.Kill()
 					<-gone
 				}

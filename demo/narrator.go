@@ -65,7 +65,7 @@ func (n *narrator) turn(t reconciler.Turn, s *reconciler.Status) {
 	if more := len(lines) - shown; more > 0 {
 		what += fmt.Sprintf(" and %d more", more)
 	}
-	n.event("%.7s %q: %s, live in %d ms", t.Revision.Commit, t.Revision.Subject, what, (t.Took + t.Applied).Milliseconds())
+	n.event("%.7s %q: %s, live in %d ms", t.Revision.Commit, t.Revision.Subject, what, (t.Loaded + t.Took + t.Applied).Milliseconds())
 }
 
 func (n *narrator) trouble(s *reconciler.Status) {

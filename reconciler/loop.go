@@ -101,10 +101,13 @@ type serving struct {
 // a dead edge from leaving DNS. progress is whether something was changed. The
 // error is trouble that only time or a person mends.
 func (l *Loop) turn(ctx context.Context, s *serving) (progress bool, err error) {
+	began := time.Now()
 	c, trouble := l.Read(ctx)
+	loaded := time.Since(began)
 	var t Turn
 	if trouble == nil {
 		t, trouble = l.Plan(ctx, c)
+		t.Loaded = loaded
 	}
 	var blocked plan.Plan
 	if errors.Is(trouble, plan.ErrTooManyDeletes) {
@@ -195,7 +198,7 @@ func (l *Loop) log(t Turn) {
 		l.Log.Debug("change made", attrs...)
 	}
 	if n := len(t.Results) - len(t.Failed()); n > 0 {
-		l.Log.Info("applied", "revision", short(t.Revision), "count", n, "took", t.Took+t.Applied)
+		l.Log.Info("applied", "revision", short(t.Revision), "count", n, "took", t.Loaded+t.Took+t.Applied)
 	}
 	for _, w := range t.Warnings {
 		l.Log.Debug("warning in the fleet repo", "err", w)

@@ -76,8 +76,9 @@ type Turn struct {
 	// Results are what Apply did, in order.
 	Results []Result
 	Began   time.Time
-	// Took is until the plan stood, Applied until the last change was made.
-	Took, Applied time.Duration
+	// Loaded is how long it took to read the commit, Took until the plan stood,
+	// Applied until the last change was made; none includes another.
+	Loaded, Took, Applied time.Duration
 }
 
 // Result is one change, made or not.
@@ -269,6 +270,11 @@ func (r *Reconciler) observe(ctx context.Context, f, before *fleet.Fleet) (World
 	}
 	if r.Visiting {
 		w.Elsewhere = elsewhere(live, w)
+		for _, l := range live {
+			if l.Err != nil {
+				w.Unseen[plan.Scope{Kind: plan.Certificate}] = "it may be on edge " + l.Edge.Name + ", which cannot be reached"
+			}
+		}
 	}
 	signing := r.Secret.SigningPublic()
 	for _, name := range slices.Sorted(maps.Keys(live)) {

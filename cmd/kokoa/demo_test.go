@@ -164,7 +164,7 @@ func TestDemo(t *testing.T) {
 
 	t.Run("rewound history is refused", func(t *testing.T) {
 		head := strings.TrimSpace(demotest.Git(t, clone, "rev-parse", "HEAD"))
-		demotest.Git(t, clone, "push", "-qf", "origin", "HEAD~2:main")
+		demotest.Git(t, clone, "push", "-qf", "origin", "HEAD~1:main")
 		demotest.Eventually(t, soon, func() error { return d.Phase(reconciler.Stalled, "--accept-history") })
 		if err := d.Answers("hello.kokoa.test", nil); err != nil {
 			t.Errorf("the rewound route is back: %v", err)

@@ -58,7 +58,7 @@ stays live, and the log and the status say what is wrong and where.`,
 
 // renewalPoll is how often issuers are asked when they wish certificates renewed;
 // RFC 9773 section 4.3 leaves the exact time to them.
-const renewalPoll = 6 * time.Hour
+const renewalPoll = time.Hour
 
 // run serves until ctx ends. It closes the listener.
 func (s *serving) run(ctx context.Context, log *slog.Logger) (err error) {

@@ -85,7 +85,7 @@ func (z *zones) close() error {
 
 func (z *zones) key(zone string) dns.Key {
 	secret := z.secret.TSIG(zone)
-	return dns.Key{Name: zone, Algorithm: "hmac-sha256", Secret: base64.StdEncoding.EncodeToString(secret[:])}
+	return dns.Key{Name: zone, Algorithm: "hmac-sha256", Secret: secret[:]}
 }
 
 // builtin serves the zones in this process, or speaks to the `kokoa serve` that
@@ -134,7 +134,11 @@ func (z *zones) rfc2136(f *fleet.Fleet) (map[string]dns.Zone, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: TSIG key: %w", f.DNS.Position, err)
 	}
-	key := dns.Key{Name: f.DNS.TSIG.Name, Algorithm: f.DNS.TSIG.Algorithm, Secret: strings.TrimSpace(string(secret))}
+	raw, err := base64.StdEncoding.DecodeString(strings.TrimSpace(string(secret)))
+	if err != nil {
+		return nil, fmt.Errorf("%s: TSIG key from %s is not base64", f.DNS.Position, f.DNS.TSIG.Key)
+	}
+	key := dns.Key{Name: f.DNS.TSIG.Name, Algorithm: f.DNS.TSIG.Algorithm, Secret: raw}
 	out := map[string]dns.Zone{}
 	for _, name := range f.Domains {
 		zone, err := rfc2136.New(rfc2136.Options{Zone: name, Server: f.DNS.Server, Key: key})

@@ -54,7 +54,8 @@ type Driver struct {
 	Open func(tunnel.Config) (tunnel.Device, error)
 	// Certificate loads a certificate to deliver.
 	Certificate func(ctx context.Context, name string) (chain, key []byte, err error)
-	// Timeout of one edge's observation; 0 is 5 s.
+	// Timeout of one edge's observation; 0 is 3 s. An edge that was out of sight
+	// gets a third of it: it must not slow down every turn of the others.
 	Timeout time.Duration
 	Log     *slog.Logger
 
@@ -153,17 +154,28 @@ func (d *Driver) Observe(ctx context.Context, network netip.Prefix, edges []flee
 	if err != nil {
 		return nil, err
 	}
-	timeout := d.Timeout
-	if timeout == 0 {
-		timeout = 5 * time.Second
+	patience := d.Timeout
+	if patience == 0 {
+		patience = 3 * time.Second
 	}
+	d.mu.Lock()
+	before := maps.Clone(d.live)
+	d.mu.Unlock()
+	began := time.Now()
 	var wg sync.WaitGroup
 	seen := make([]Live, len(edges))
 	for i, e := range edges {
+		timeout := patience
+		if before[e.Name].Err != nil {
+			timeout /= 3
+		}
 		wg.Go(func() {
 			ctx, cancel := context.WithTimeout(ctx, timeout)
 			defer cancel()
 			seen[i] = observe(ctx, e, clients[e.Name].client)
+			if errors.Is(seen[i].Err, context.DeadlineExceeded) {
+				seen[i].Err = fmt.Errorf("%w within %s; is kokoa-edge running there, and UDP %s open to this host?", ErrSilent, timeout, e.Endpoint)
+			}
 		})
 	}
 	wg.Wait()
@@ -175,7 +187,7 @@ func (d *Driver) Observe(ctx context.Context, network netip.Prefix, edges []flee
 	next := make(map[string]Live, len(edges))
 	for _, l := range seen {
 		if l.Err != nil {
-			l.UnreachableSince = time.Now()
+			l.UnreachableSince = began
 			if was := d.live[l.Edge.Name]; was.Err != nil {
 				l.UnreachableSince = was.UnreachableSince
 			}
@@ -259,6 +271,9 @@ func NewPeerSpec(p api.Peer) PeerSpec {
 	}
 	return s
 }
+
+// ErrSilent is in Live.Err when nothing came back through the tunnel.
+var ErrSilent = errors.New("no answer through the tunnel")
 
 // Kinds are the plan kinds whose scope is an edge.
 var Kinds = []plan.Kind{plan.Peer, plan.Agent, plan.Route, plan.Delivery}

@@ -1,0 +1,405 @@
+// Package e2e runs the programs as their users do: kokoa serve, kokoa-edge and
+// kokoa-agent as processes, with a real name server, a real ACME issuer and a real
+// git push, and asks for pages.
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	mdns "github.com/miekg/dns"
+
+	"github.com/kokoa-proxy/kokoa/agent"
+	"github.com/kokoa-proxy/kokoa/demo/demotest"
+	"github.com/kokoa-proxy/kokoa/edge"
+	"github.com/kokoa-proxy/kokoa/edge/api"
+	"github.com/kokoa-proxy/kokoa/fleet"
+	"github.com/kokoa-proxy/kokoa/keys"
+	"github.com/kokoa-proxy/kokoa/reconciler/certs/certstest"
+	"github.com/kokoa-proxy/kokoa/reconciler/dns/dnstest"
+)
+
+const (
+	zone = "example.com"
+	// limit is far more than anything here takes.
+	limit = 60 * time.Second
+)
+
+var network = netip.MustParsePrefix("10.86.0.0/16")
+
+// binaries are the programs, built once for all tests.
+var binaries = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "kokoa-e2e-")
+	if err != nil {
+		return "", err
+	}
+	for _, name := range []string{"kokoa", "kokoa-edge", "kokoa-agent"} {
+		out, err := exec.Command("go", "build", "-o", filepath.Join(dir, name), "../cmd/"+name).CombinedOutput()
+		if err != nil {
+			return dir, fmt.Errorf("build %s: %w\n%s", name, err, out)
+		}
+	}
+	return dir, nil
+})
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if dir, _ := binaries(); dir != "" {
+		os.RemoveAll(dir)
+	}
+	os.Exit(code)
+}
+
+// node is a host of the lab with one program on it.
+type node struct {
+	name string
+	// address of the host, as others reach it; tunnel is inside the network.
+	address netip.Addr
+	tunnel  netip.Addr
+	// ports that an edge listens on.
+	http, https, wireguard uint16
+	// command makes a process of the host.
+	command func(program string, args ...string) *exec.Cmd
+
+	key     keys.Private
+	program string
+	config  string
+	log     *demotest.Output
+	cmd     *exec.Cmd
+	done    chan struct{}
+}
+
+// lab is a fleet's hosts.
+type lab struct {
+	t      *testing.T
+	dir    string
+	bin    string
+	secret keys.Secret
+	edges  []*node
+	agents []*node
+	// service is what the agents' hosts serve, as agents dial it.
+	service string
+	tunnel  string
+
+	control *node
+	status  string
+	issuer  *certstest.Issuer
+	dns     *dnstest.Server
+	repo    string
+	clone   string
+}
+
+func newLab(t *testing.T, kind string) *lab {
+	t.Helper()
+	bin, err := binaries()
+	if err != nil {
+		t.Fatal(err)
+	}
+	secret, err := keys.NewSecret()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &lab{t: t, dir: t.TempDir(), bin: bin, secret: secret, tunnel: kind}
+}
+
+// start runs a node's program, and again after it has ended.
+func (l *lab) start(n *node) {
+	l.t.Helper()
+	if n.log == nil {
+		n.log = &demotest.Output{}
+		l.t.Cleanup(func() {
+			l.kill(n)
+			if l.t.Failed() {
+				text := n.log.String()
+				l.t.Logf("%s said:\n%s", n.name, text[max(0, len(text)-6000):])
+			}
+		})
+	}
+	n.cmd = n.command(filepath.Join(l.bin, n.program), "run", "--config", n.config)
+	n.cmd.Stdout, n.cmd.Stderr = n.log, n.log
+	n.done = make(chan struct{})
+	if err := n.cmd.Start(); err != nil {
+		l.t.Fatalf("start %s: %v", n.name, err)
+	}
+	go func(cmd *exec.Cmd, done chan struct{}) { cmd.Wait(); close(done) }(n.cmd, n.done)
+}
+
+// kill ends a node's program as a power cut does.
+func (l *lab) kill(n *node) {
+	if n.cmd == nil {
+		return
+	}
+	n.cmd.Process.Kill()
+	<-n.done
+	n.cmd = nil
+}
+
+func (l *lab) startEdges() {
+	l.t.Helper()
+	var control []edge.ControlPeer
+	for slot := range keys.Slots {
+		control = append(control, edge.ControlPeer{PublicKey: l.secret.Control(slot).Public(), Address: fleet.ControlAddress(network, slot)})
+	}
+	for _, e := range l.edges {
+		e.program = "kokoa-edge"
+		l.configure(e, edge.Bootstrap{
+			Fleet: "acme-co", Name: e.name, PrivateKey: l.secret.Edge(e.name, 1), TunnelAddress: e.tunnel, Network: network,
+			Control: control, WireGuard: e.wireguard,
+			HTTP:   netip.AddrPortFrom(e.address, e.http).String(),
+			HTTPS:  netip.AddrPortFrom(e.address, e.https).String(),
+			Tunnel: l.tunnel, Data: filepath.Join(l.dir, e.name),
+		})
+		l.start(e)
+	}
+}
+
+func (l *lab) startAgents() {
+	l.t.Helper()
+	var edges []api.AgentEdge
+	for _, e := range l.edges {
+		edges = append(edges, api.AgentEdge{Name: e.name, PublicKey: l.secret.Edge(e.name, 1).Public(), Endpoint: l.endpoint(e), Address: e.tunnel})
+	}
+	for _, a := range l.agents {
+		a.program = "kokoa-agent"
+		l.configure(a, agent.Bootstrap{
+			Fleet: "acme-co", Name: a.name, PrivateKey: a.key, TunnelAddress: a.tunnel, Network: network,
+			SigningKey: l.secret.SigningPublic(), Edges: edges, Tunnel: l.tunnel, Data: filepath.Join(l.dir, a.name),
+		})
+		l.start(a)
+	}
+}
+
+func (l *lab) endpoint(e *node) string {
+	return net.JoinHostPort(e.address.String(), strconv.Itoa(int(e.wireguard)))
+}
+
+func (l *lab) configure(n *node, bootstrap any) {
+	l.t.Helper()
+	data, err := json.Marshal(bootstrap)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	n.config = filepath.Join(l.dir, n.name+".json")
+	if err := os.WriteFile(n.config, data, 0o600); err != nil {
+		l.t.Fatal(err)
+	}
+}
+
+// startControl runs Knot and Pebble, makes a fleet repo, and serves it.
+func (l *lab) startControl() {
+	l.t.Helper()
+	t := l.t
+	l.dns = dnstest.Knot(t, zone)
+	l.issuer = certstest.Pebble(t, certstest.Options{Resolver: l.dns.Addr})
+	if err := keys.WriteSecret(filepath.Join(l.dir, "secret"), l.secret); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(l.dir, "tsig"), []byte(l.tsig()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	l.repo, l.clone = filepath.Join(l.dir, "fleet.git"), filepath.Join(l.dir, "clone")
+	demotest.Git(t, "", "init", "-q", "--bare", "--initial-branch=main", l.repo)
+	demotest.Git(t, "", "clone", "-q", l.repo, l.clone)
+	demotest.Git(t, l.clone, "checkout", "-qb", "main")
+	l.write("fleet.cue", fmt.Sprintf(`package fleet
+
+fleet: {
+	name: "acme-co"
+	domains: [%q]
+	network: %q
+	dns: {
+		provider: "rfc2136"
+		ttl:      "5s"
+		server:   %q
+		tsig: {name: %q, algorithm: %q, key: file: %q}
+	}
+	acme: {directory: %q, challenge: "dns-01", ca: %q}
+}
+`, zone, network, l.dns.Addr, l.dns.Key.Name, l.dns.Key.Algorithm, filepath.Join(l.dir, "tsig"), l.issuer.Directory, l.issuer.CA))
+	for _, e := range l.edges {
+		l.write("edges-"+e.name+".cue", fmt.Sprintf("package fleet\n\nedge: %q: {\n\taddresses: [%q]\n\tendpoint: %q\n\ttunnel_address: %q\n}\n", e.name, e.address, l.endpoint(e), e.tunnel))
+	}
+	for _, a := range l.agents {
+		l.write("origins-"+a.name+".cue", fmt.Sprintf("package fleet\n\norigin: %q: {\n\tpublic_key: %q\n\ttunnel_address: %q\n}\n", a.name, a.key.Public(), a.tunnel))
+	}
+	l.push("Begin")
+	l.status = "127.0.0.1:" + strconv.Itoa(freePort(t))
+	l.control = &node{name: "control", program: "kokoa"}
+	l.control.command = func(program string, _ ...string) *exec.Cmd {
+		return exec.Command(program, "serve", "--repo", l.repo, "--secret-file", filepath.Join(l.dir, "secret"),
+			"--state", filepath.Join(l.dir, "state"), "--listen", l.status, "--interval", "1s", "--grace", "5s")
+	}
+	l.start(l.control)
+}
+
+func (l *lab) write(name, text string) {
+	l.t.Helper()
+	demotest.Write(l.t, filepath.Join(l.clone, name), text)
+}
+
+func (l *lab) route(name, path string) {
+	l.write("route-"+name+".cue", fmt.Sprintf("package fleet\n\nroute: %s: {\n\thost: \"%s.example.com\"\n\tpath: %q\n\torigin: %q\n\tservice: %q\n}\n", name, name, path, l.agents[0].name, l.service))
+}
+
+func (l *lab) push(message string) {
+	l.t.Helper()
+	demotest.Git(l.t, l.clone, "add", "-A")
+	demotest.Git(l.t, l.clone, "commit", "-qm", message)
+	demotest.Git(l.t, l.clone, "push", "-q", "origin", "main")
+}
+
+// client is a visitor who trusts the issuer and reaches one edge, whatever DNS says.
+func (l *lab) client(e *node) *http.Client {
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(l.issuer.RootPEM) {
+		l.t.Fatal("no root")
+	}
+	return &http.Client{
+		Timeout: 10 * time.Second,
+		Transport: &http.Transport{
+			ForceAttemptHTTP2: true,
+			TLSClientConfig:   &tls.Config{RootCAs: pool},
+			DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
+				return (&net.Dialer{}).DialContext(ctx, network, netip.AddrPortFrom(e.address, e.https).String())
+			},
+		},
+	}
+}
+
+func get(c *http.Client, url string) (int, string, error) {
+	resp, err := c.Get(url)
+	if err != nil {
+		return 0, "", err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	return resp.StatusCode, string(body), err
+}
+
+// live waits until a page comes through every edge and DNS names them all.
+func (l *lab) live(host string) {
+	l.t.Helper()
+	var want []string
+	for _, e := range l.edges {
+		want = append(want, e.address.String())
+		c := l.client(e)
+		demotest.Eventually(l.t, limit, func() error {
+			code, body, err := get(c, "https://"+host+"/")
+			if err == nil && (code != 200 || !strings.Contains(body, host)) {
+				err = fmt.Errorf("%d %q", code, body)
+			}
+			return err
+		})
+	}
+	slices.Sort(want)
+	want = slices.Compact(want)
+	demotest.Eventually(l.t, limit, func() error { return l.answers(host, want) })
+}
+
+func (l *lab) answers(host string, want []string) error {
+	m := new(mdns.Msg)
+	m.SetQuestion(mdns.Fqdn(host), mdns.TypeA)
+	in, _, err := new(mdns.Client).Exchange(m, l.dns.Addr)
+	if err != nil {
+		return err
+	}
+	var got []string
+	for _, rr := range in.Answer {
+		if a, ok := rr.(*mdns.A); ok {
+			got = append(got, a.A.String())
+		}
+	}
+	slices.Sort(got)
+	if !slices.Equal(got, want) {
+		return fmt.Errorf("%s answers %v, want %v", host, got, want)
+	}
+	return nil
+}
+
+// load keeps asking for a page on a few kept connections of both protocols until
+// stop is called, which says how many answers there were and what failed.
+func (l *lab) load(url string) (stop func() (int64, error)) {
+	var answered atomic.Int64
+	var mu sync.Mutex
+	var failed error
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	for _, e := range l.edges {
+		for _, h2 := range []bool{true, false} {
+			c := l.client(e)
+			c.Transport.(*http.Transport).ForceAttemptHTTP2 = h2
+			wg.Go(func() {
+				for ctx.Err() == nil {
+					code, _, err := get(c, url)
+					if err == nil && code != 200 {
+						err = fmt.Errorf("status %d", code)
+					}
+					if err != nil {
+						mu.Lock()
+						failed = errors.Join(failed, fmt.Errorf("through %s: %w", e.name, err))
+						mu.Unlock()
+						return
+					}
+					answered.Add(1)
+				}
+			})
+		}
+	}
+	return func() (int64, error) {
+		cancel()
+		wg.Wait()
+		return answered.Load(), failed
+	}
+}
+
+func freePort(t *testing.T) int {
+	t.Helper()
+	// Free for TCP and UDP alike.
+	for range 50 {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		port := l.Addr().(*net.TCPAddr).Port
+		p, err := net.ListenPacket("udp", ":"+strconv.Itoa(port))
+		l.Close()
+		if err == nil {
+			p.Close()
+			return port
+		}
+	}
+	t.Fatal("no free port")
+	return 0
+}
+
+// page answers with what it was asked.
+func page(w http.ResponseWriter, r *http.Request) {
+	var b bytes.Buffer
+	fmt.Fprintf(&b, "%s %s%s for %s\n", r.Method, r.Host, r.URL.Path, r.Header.Get("X-Forwarded-For"))
+	w.Write(b.Bytes())
+}
+
+// tsig is the name server's key as text.
+func (l *lab) tsig() string { return base64.StdEncoding.EncodeToString(l.dns.Key.Secret) }
+
+func errStatus(code int) error { return fmt.Errorf("status %d", code) }

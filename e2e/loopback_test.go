@@ -1,0 +1,155 @@
+package e2e
+
+import (
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/kokoa-proxy/kokoa/demo/demotest"
+	"github.com/kokoa-proxy/kokoa/keys"
+)
+
+// newLoopback is a lab on this host: user-space tunnels, two edges on two addresses,
+// one agent.
+func newLoopback(t *testing.T) *lab {
+	l := newLab(t, "userspace")
+	service := httptest.NewServer(http.HandlerFunc(page))
+	t.Cleanup(service.Close)
+	l.service = service.URL
+	for i, name := range []string{"osaka", "tokyo"} {
+		l.edges = append(l.edges, &node{
+			name: name, address: netip.AddrFrom4([4]byte{127, 0, 0, byte(1 + i)}), tunnel: netip.AddrFrom4([4]byte{10, 86, 0, byte(16 + i)}),
+			http: uint16(freePort(t)), https: uint16(freePort(t)), wireguard: uint16(freePort(t)), command: exec.Command,
+		})
+	}
+	key, err := keys.NewPrivate()
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.agents = []*node{{name: "vm1", tunnel: netip.MustParseAddr("10.86.1.1"), key: key, command: exec.Command}}
+	l.startEdges()
+	l.startControl()
+	l.startAgents()
+	return l
+}
+
+// A commit becomes a page, through a name server and an issuer that are not ours; a
+// second commit goes live while visitors keep loading it, and nobody notices.
+func TestACommitBecomesAPage(t *testing.T) {
+	l := newLoopback(t)
+	l.route("blog", "/")
+	l.push("Publish the blog")
+	l.live("blog.example.com")
+
+	stop := l.load("https://blog.example.com/")
+	l.route("shop", "/")
+	l.push("Publish the shop")
+	l.live("shop.example.com")
+	l.route("wiki", "/")
+	l.push("Publish the wiki")
+	l.live("wiki.example.com")
+	n, err := stop()
+	if err != nil || n == 0 {
+		t.Errorf("%d answers during two commits, and %v", n, err)
+	}
+	t.Logf("%d answers during two commits, none failed", n)
+	if orders := l.issuer.Orders(); len(orders) != 1 || len(orders[0].Hosts) != 1 || orders[0].Hosts[0] != "*.example.com" {
+		t.Errorf("orders %v, want one for the wildcard", orders)
+	}
+	// What the edges hold opens nothing else.
+	for _, e := range l.edges {
+		out, err := exec.Command("grep", "-rlE", "ACME|acme_|"+l.tsig()[:12], filepath.Join(l.dir, e.name)).CombinedOutput()
+		if err == nil {
+			t.Errorf("edge %s has control plane secrets: %s", e.name, out)
+		}
+	}
+}
+
+// Without the control plane everything goes on, across restarts of edges and agents.
+func TestTheControlPlaneIsGone(t *testing.T) {
+	l := newLoopback(t)
+	l.route("blog", "/")
+	l.push("Publish the blog")
+	l.live("blog.example.com")
+
+	stop := l.load("https://blog.example.com/")
+	l.kill(l.control)
+	time.Sleep(500 * time.Millisecond)
+	if n, err := stop(); err != nil || n == 0 {
+		t.Errorf("visible: %d answers, %v", n, err)
+	}
+	for _, n := range append(l.edges[:2:2], l.agents...) {
+		l.kill(n)
+		l.start(n)
+		l.live("blog.example.com")
+	}
+	// All at once, as after a power cut.
+	for _, n := range append(l.edges[:2:2], l.agents...) {
+		l.kill(n)
+	}
+	for _, n := range append(l.edges[:2:2], l.agents...) {
+		l.start(n)
+	}
+	l.live("blog.example.com")
+
+	// A new one on an empty disk takes up the same fleet.
+	l.control.command = func(program string, _ ...string) *exec.Cmd {
+		return exec.Command(program, "serve", "--repo", l.repo, "--secret-file", filepath.Join(l.dir, "secret"),
+			"--state", filepath.Join(l.dir, "state-of-another-host"), "--listen", l.status, "--interval", "1s")
+	}
+	l.start(l.control)
+	l.route("shop", "/")
+	l.push("Publish the shop")
+	l.live("shop.example.com")
+}
+
+// Killing an edge: the other serves every new connection, and DNS follows.
+func TestAnEdgeIsGone(t *testing.T) {
+	l := newLoopback(t)
+	l.route("blog", "/")
+	l.push("Publish the blog")
+	l.live("blog.example.com")
+	l.kill(l.edges[0])
+	for range 50 {
+		c := l.client(l.edges[1])
+		if code, body, err := get(c, "https://blog.example.com/"); err != nil || code != 200 {
+			t.Fatalf("the other edge: %d %q %v", code, body, err)
+		}
+		c.CloseIdleConnections()
+	}
+	demotest.Eventually(t, limit, func() error { return l.answers("blog.example.com", []string{"127.0.0.2"}) })
+	l.start(l.edges[0])
+	l.live("blog.example.com")
+}
+
+// A name that is taken out of Git is gone from DNS and edges, and nothing else is.
+func TestUnpublishing(t *testing.T) {
+	l := newLoopback(t)
+	l.route("blog", "/")
+	l.route("shop", "/")
+	l.push("Publish two")
+	l.live("blog.example.com")
+	l.live("shop.example.com")
+	demotest.Git(t, l.clone, "rm", "-q", "route-shop.cue")
+	l.push("Unpublish the shop")
+	demotest.Eventually(t, limit, func() error { return l.answers("shop.example.com", nil) })
+	for _, e := range l.edges {
+		demotest.Eventually(t, limit, func() error {
+			code, _, err := get(l.client(e), "https://shop.example.com/")
+			if err == nil && code != 404 {
+				return errStatus(code)
+			}
+			return nil
+		})
+	}
+	l.live("blog.example.com")
+	out, err := exec.Command("curl", "-s", "http://"+l.status+"/api/v1/status").Output()
+	if err != nil || !strings.Contains(string(out), `"phase": "settled"`) {
+		t.Errorf("status: %v %.300s", err, out)
+	}
+}
