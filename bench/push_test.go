@@ -44,7 +44,7 @@ func BenchmarkPushToLive(b *testing.B) {
 		if err := os.MkdirAll(folder, 0o755); err != nil {
 			b.Fatal(err)
 		}
-		demotest.Write(b, filepath.Join(folder, fmt.Sprintf("r%05d.cue", i)), routeFile(i, "r", service))
+		demotest.Write(b, filepath.Join(folder, fmt.Sprintf("r%05d.cue", i)), pushedRoute(i, "r", service))
 	}
 	push(b, clone, "10,000 routes")
 	demotest.Eventually(b, 3*time.Minute, func() error { return d.Answers("r09999.kokoa.test", both) })
@@ -53,7 +53,7 @@ func BenchmarkPushToLive(b *testing.B) {
 	var pushes []time.Duration
 	for b.Loop() {
 		i := len(pushes)
-		demotest.Write(b, filepath.Join(clone, "routes", "new.cue"), routeFile(i, "new", service))
+		demotest.Write(b, filepath.Join(clone, "routes", "new.cue"), pushedRoute(i, "new", service))
 		demotest.Git(b, clone, "add", ".")
 		demotest.Git(b, clone, "commit", "-qm", "One more")
 		began := time.Now()
@@ -87,7 +87,7 @@ func BenchmarkPushToLive(b *testing.B) {
 	}
 }
 
-func routeFile(i int, prefix, service string) string {
+func pushedRoute(i int, prefix, service string) string {
 	name := fmt.Sprintf("%s%05d", prefix, i)
 	return strings.NewReplacer("NAME", name, "SERVICE", service).Replace(`package fleet
 

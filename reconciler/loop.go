@@ -116,7 +116,7 @@ func (l *Loop) turn(ctx context.Context, s *serving) (progress bool, err error) 
 	head := c.Revision
 	if trouble != nil && ctx.Err() == nil {
 		if s.good.Fleet == nil {
-			s.good, _ = l.before(ctx, nil)
+			s.good, _ = l.before(ctx, Commit{})
 		}
 		if s.good.Fleet != nil && s.good.Fleet != c.Fleet {
 			if again, err := l.Plan(ctx, s.good); err == nil {

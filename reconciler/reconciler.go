@@ -138,11 +138,15 @@ func (r *Reconciler) Plan(ctx context.Context, c Commit) (Turn, error) {
 }
 
 func (r *Reconciler) plan(ctx context.Context, t *Turn) error {
-	before, err := r.before(ctx, t.Fleet)
+	before, err := r.before(ctx, t.Commit)
 	if err != nil {
 		return err
 	}
-	if t.World, err = r.observe(ctx, t.Fleet, before.Fleet); err != nil {
+	settled, err := r.applied(ctx, r.History.Settled())
+	if err != nil {
+		return err
+	}
+	if t.World, err = r.observe(ctx, t.Fleet, before.Fleet, settled.Fleet); err != nil {
 		return err
 	}
 	if err := r.follows(ctx, t.Revision, t.World); err != nil {
@@ -172,38 +176,46 @@ func (r *Reconciler) plan(ctx context.Context, t *Turn) error {
 	return err
 }
 
-// before is the last revision that was applied whole: it tells drift from a change
-// in Git, and which edges have left the fleet. Without a history the edges of f
-// tell, when they agree. The zero Commit when none is known or the repo no longer
-// has it.
-func (r *Reconciler) before(ctx context.Context, f *fleet.Fleet) (Commit, error) {
-	settled := r.History.Settled()
-	if settled == "" && r.History.Attempted() == "" && f != nil {
-		live, err := r.Edges.Observe(ctx, f.Network, slices.Collect(maps.Values(f.Edges)))
+// before is the revision that was applied before c: it tells drift from a change in
+// Git, and which edges have left the fleet. While c itself is being applied, it is
+// the last one that was applied whole. Without a history the edges of c tell, when
+// they agree. The zero Commit when none is known or the repo no longer has it.
+func (r *Reconciler) before(ctx context.Context, c Commit) (Commit, error) {
+	base := r.History.Attempted()
+	if c.Revision != nil && base == c.Revision.Commit {
+		base = r.History.Settled()
+	} else if base == "" && c.Fleet != nil {
+		live, err := r.Edges.Observe(ctx, c.Fleet.Network, slices.Collect(maps.Values(c.Fleet.Edges)))
 		if err != nil {
 			return Commit{}, err
 		}
 		if labels := revisions(live); len(labels) == 1 {
-			settled = labels[0]
+			base = labels[0]
 		}
 	}
-	if settled == "" {
+	return r.applied(ctx, base)
+}
+
+// applied is a commit that was applied at some time, by its hash; the zero Commit for
+// none, or when the repo no longer has it.
+func (r *Reconciler) applied(ctx context.Context, commit string) (Commit, error) {
+	if commit == "" {
 		return Commit{}, nil
 	}
-	revision, err := r.Source.At(ctx, settled)
+	revision, err := r.Source.At(ctx, commit)
 	if errors.Is(err, repo.ErrUnknownCommit) {
 		return Commit{}, nil
 	} else if err != nil {
-		return Commit{}, fmt.Errorf("read the last applied revision: %w", err)
+		return Commit{}, fmt.Errorf("read an applied revision: %w", err)
 	}
-	c, err := r.load(ctx, revision)
+	was, err := r.load(ctx, revision)
 	var diagnostics schema.Diagnostics
 	if errors.As(err, &diagnostics) {
 		// It was good once; a newer kokoa may read it more strictly.
-		r.Log.Debug("last applied revision does not load", "revision", settled, "err", err)
+		r.Log.Debug("applied revision no longer loads", "revision", commit, "err", err)
 		return Commit{}, nil
 	}
-	return c, err
+	return was, err
 }
 
 // follows refuses a revision that does not descend from what was applied: somebody
@@ -237,17 +249,22 @@ func revisions(live map[string]edges.Live) []string {
 	return slices.Compact(out)
 }
 
-// observe looks at everything at once. What cannot be seen is in World.Unseen.
-func (r *Reconciler) observe(ctx context.Context, f, before *fleet.Fleet) (World, error) {
+// observe looks at everything at once: the edges of f, and those that were in an
+// earlier fleet and are still to be emptied. What cannot be seen is in World.Unseen.
+func (r *Reconciler) observe(ctx context.Context, f *fleet.Fleet, earlier ...*fleet.Fleet) (World, error) {
 	w := World{Now: time.Now(), Unseen: map[plan.Scope]string{}, Down: map[string]bool{}}
-	all := slices.Collect(maps.Values(f.Edges))
-	if before != nil && before.Network == f.Network {
-		for name, e := range before.Edges {
-			if _, stays := f.Edges[name]; !stays {
-				all = append(all, e)
+	byName := maps.Clone(f.Edges)
+	for _, was := range earlier {
+		if was == nil || was.Network != f.Network {
+			continue
+		}
+		for name, e := range was.Edges {
+			if _, known := byName[name]; !known {
+				byName[name] = e
 			}
 		}
 	}
+	all := slices.Collect(maps.Values(byName))
 	zones, err := r.Zones(f)
 	if err != nil {
 		return w, err

@@ -547,3 +547,16 @@ func approval(err error) int {
 	}
 	return n
 }
+
+// A commit that comes before the last one has settled moved Git, too.
+func TestTwoPushesInARowAreNoDrift(t *testing.T) {
+	w := newTestWorld(t, "osaka", "tokyo")
+	w.converge(w.commit(newFleet("blog")))
+	w.turn(w.commit(newFleet("blog", "first")))
+	turn := w.turn(w.commit(newFleet("blog", "second")))
+	for _, ch := range turn.Plan.Changes {
+		if ch.Cause == plan.Drift {
+			t.Errorf("%s %s is called drift", ch.Action, ch.Ref)
+		}
+	}
+}
