@@ -400,6 +400,97 @@ func TestEdgeVanishes(t *testing.T) {
 	t.Logf("%d loads through the edge that stayed", loads.Load())
 }
 
+// TestBackInTime keeps the promise on a real tunnel at the real pace: an edge that
+// was killed and is back, with the same key and nothing else, is in use again.
+func TestBackInTime(t *testing.T) {
+	f := newTestFleet(t)
+	edge := f.newEdge(t, "tokyo", "10.77.0.10")
+	f.bootstrap.Edges, f.config.Edges = []api.AgentEdge{edge.is}, []api.AgentEdge{edge.is}
+	edge.relay(f.sign(t, services(map[string]string{"echo": "http://" + newEcho(t)})))
+	f.runAgent(t, func(a *agent) { a.pace = defaultPace })
+	eventually(t, "config obeyed", func() bool { return edge.last().Serial == 5 })
+	port, told := edge.port(), len(edge.heartbeats())
+	edge.stop()
+	edge.start(t, port)
+	back := time.Now()
+	eventually(t, "in use again", func() bool { return len(edge.heartbeats()) > told })
+	edge.echoes(t, "echo").say(t, "back")
+	took := time.Since(back)
+	t.Logf("in use again after %v", took)
+	if took > promised {
+		t.Errorf("in use again after %v, want at most %v", took, promised)
+	}
+}
+
+// TestNATRebinds: the agent's packets come from another address all of a sudden,
+// as behind a router that was restarted, and an open stream goes on.
+func TestNATRebinds(t *testing.T) {
+	f := newTestFleet(t)
+	edge := f.newEdge(t, "tokyo", "10.77.0.10")
+	nat := newNAT(t, edge.is.Endpoint)
+	behind := edge.is
+	behind.Endpoint = nat.inside.LocalAddr().String()
+	f.bootstrap.Edges, f.config.Edges = []api.AgentEdge{behind}, []api.AgentEdge{behind}
+	edge.relay(f.sign(t, services(map[string]string{"echo": "http://" + newEcho(t)})))
+	f.runAgent(t)
+	eventually(t, "config obeyed", func() bool { return edge.last().Serial == 5 })
+	s := edge.echoes(t, "echo")
+	for i := range 3 {
+		s.say(t, fmt.Sprint("from address ", i))
+		before := edge.endpoint(t)
+		nat.rebind(t)
+		s.say(t, "from the next")
+		if after := edge.endpoint(t); after == before {
+			t.Errorf("the edge still sees the agent at %s", after)
+		}
+	}
+}
+
+// TestExpiryEndsStreams: the host's clock is set, and what the fleet allowed until a
+// moment ends; it is set back, and the agent serves again.
+func TestExpiryEndsStreams(t *testing.T) {
+	f := newTestFleet(t)
+	edge := f.newEdge(t, "tokyo", "10.77.0.10")
+	f.bootstrap.Edges, f.config.Edges = []api.AgentEdge{edge.is}, []api.AgentEdge{edge.is}
+	end := time.Now().Add(time.Hour)
+	edge.relay(f.sign(t, both(services(map[string]string{"echo": "http://" + newEcho(t)}), func(c *api.AgentConfig) { c.Expires = &end })))
+	var ahead atomic.Int64
+	f.runAgent(t, func(a *agent) { a.now = func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) } })
+	eventually(t, "config obeyed", func() bool { return edge.last().Serial == 5 })
+	s := edge.echoes(t, "echo")
+	s.say(t, "before")
+	ahead.Store(int64(2 * time.Hour))
+	s.ended(t)
+	if err := edge.refusal(t, "echo"); !errors.Is(err, stream.ErrRefused) || !strings.Contains(err.Error(), "expired") {
+		t.Errorf("a new stream: %v", err)
+	}
+	eventually(t, "the expiry is reported", func() bool { return strings.Contains(strings.Join(edge.last().Refused, "\n"), "expired") })
+	ahead.Store(0)
+	edge.echoes(t, "echo").say(t, "again")
+}
+
+// TestQuietStreams: a stream on which nothing has moved for hours ends, and one
+// that moved lately goes on.
+func TestQuietStreams(t *testing.T) {
+	f := newTestFleet(t)
+	a, err := newAgent(f.bootstrap, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.started = time.Now().Add(-2 * quietLimit)
+	near, far := net.Pipe()
+	defer near.Close()
+	defer far.Close()
+	quiet, lively := a.flows.take(near, netip.Addr{}), a.flows.take(far, netip.Addr{})
+	quiet.moved.Store(0)
+	a.flows.closeQuiet()
+	if quiet.ctx.Err() == nil || lively.ctx.Err() != nil {
+		t.Errorf("quiet: %v, lively: %v", quiet.ctx.Err(), lively.ctx.Err())
+	}
+	a.flows.end(quiet)
+	a.flows.end(lively)
+}
+
 // TestRestartWithoutEdges: an agent that was configured once serves from what it
 // stored, before any edge has told it anything; a stored config that is spoilt is
 // said to be, and the bootstrap serves.

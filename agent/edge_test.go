@@ -239,3 +239,89 @@ func (s *echoStream) ended(t *testing.T) {
 		t.Errorf("the stream goes on: %d, %v", n, err)
 	}
 }
+
+// endpoint is where the edge sees the agent.
+func (e *testEdgeServer) endpoint(t *testing.T) string {
+	t.Helper()
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	stats, err := e.device.Stats()
+	if err != nil || len(stats) != 1 {
+		t.Fatalf("peers %v, %v", stats, err)
+	}
+	return stats[0].Endpoint
+}
+
+// nat passes UDP on between whoever sends to its inside and one place outside,
+// where it is seen at an address that can change.
+type nat struct {
+	inside net.PacketConn
+	to     net.Addr
+
+	mu      sync.Mutex
+	outside net.PacketConn
+	client  net.Addr
+	done    sync.WaitGroup
+}
+
+func newNAT(t *testing.T, to string) *nat {
+	t.Helper()
+	inside, err := net.ListenPacket("udp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := &nat{inside: inside, to: net.UDPAddrFromAddrPort(netip.MustParseAddrPort(to))}
+	n.rebind(t)
+	n.done.Go(func() {
+		buf := make([]byte, 1<<16)
+		for {
+			size, from, err := inside.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			n.mu.Lock()
+			n.client = from
+			n.outside.WriteTo(buf[:size], n.to)
+			n.mu.Unlock()
+		}
+	})
+	t.Cleanup(func() {
+		inside.Close()
+		n.mu.Lock()
+		n.outside.Close()
+		n.mu.Unlock()
+		n.done.Wait()
+	})
+	return n
+}
+
+// rebind gives the nat another address outside; nothing comes back to the old one.
+func (n *nat) rebind(t *testing.T) {
+	t.Helper()
+	outside, err := net.ListenPacket("udp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.mu.Lock()
+	old := n.outside
+	n.outside = outside
+	n.mu.Unlock()
+	if old != nil {
+		old.Close()
+	}
+	n.done.Go(func() {
+		buf := make([]byte, 1<<16)
+		for {
+			size, _, err := outside.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			n.mu.Lock()
+			client := n.client
+			n.mu.Unlock()
+			if client != nil {
+				n.inside.WriteTo(buf[:size], client)
+			}
+		}
+	})
+}

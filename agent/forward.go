@@ -77,7 +77,9 @@ func (s *flows) accept(l net.Listener, isPeer func(netip.Addr) bool) error {
 		}
 		if err != nil {
 			// Out of files, most likely: streams that end give some back.
-			s.agent.log.Warn("stream not accepted", "err", err)
+			if rest == 0 {
+				s.agent.log.Warn("stream not accepted", "err", err)
+			}
 			rest = min(max(2*rest, 5*time.Millisecond), time.Second)
 			time.Sleep(rest)
 			continue

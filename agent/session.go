@@ -29,7 +29,9 @@ type session struct {
 	// answered is when any edge last did, or else when the session began.
 	answered time.Time
 	ever     bool
-	done     sync.WaitGroup
+	// unset is why the device did not take its peers the last time, or nil.
+	unset error
+	done  sync.WaitGroup
 }
 
 func newSession(a *agent, device tunnel.Device) *session {
@@ -117,6 +119,8 @@ func (s *session) settle(ctx context.Context) {
 	}
 }
 
+// settleLocked is settle for a caller that holds s.mu. It reports whether it dropped
+// any.
 func (s *session) settleLocked(ctx context.Context) bool {
 	safe := slices.ContainsFunc(s.links, func(l *link) bool { return l.leaving.IsZero() && l.isUp() })
 	n := len(s.links)
@@ -155,7 +159,7 @@ func (s *session) rekey(ctx context.Context, l *link, endpoint netip.AddrPort) {
 	s.setPeers(ctx, nil)
 }
 
-// setPeers gives the device all links but one as its peers.
+// setPeers gives the device all links but one as its peers. The caller holds s.mu.
 func (s *session) setPeers(ctx context.Context, but *link) {
 	peers := make([]tunnel.Peer, 0, len(s.links))
 	for _, l := range s.links {
@@ -172,9 +176,14 @@ func (s *session) setPeers(ctx context.Context, but *link) {
 		}
 		peers = append(peers, p)
 	}
-	if err := s.device.SetPeers(ctx, peers); err != nil && ctx.Err() == nil {
+	err := s.device.SetPeers(ctx, peers)
+	if ctx.Err() != nil {
+		return
+	}
+	if err != nil && s.unset == nil {
 		s.log.Error("peers not set", "err", err)
 	}
+	s.unset = err
 }
 
 // isPeer reports whether addr is an edge's tunnel address now.
