@@ -38,13 +38,13 @@ type tunnelPair struct {
 }
 
 const (
-	// budget is the most CPU per byte that Kokoa's may use, of the stock one's.
-	budget = 0.5
-	rounds = 5
-	// bulk is the size of a round in bytes.
-	bulk  = 64 << 20
-	trips = 1500
-	short = 150
+	// tunnelBudget is the most CPU per byte that Kokoa's may use, of the stock one's.
+	tunnelBudget = 0.5
+	tunnelRounds = 5
+	// tunnelBulk is the size of a round in bytes.
+	tunnelBulk        = 64 << 20
+	tunnelTrips       = 1500
+	tunnelConnections = 150
 )
 
 var (
@@ -58,20 +58,20 @@ func TestTunnelCPUPerGB(t *testing.T) {
 	var cpu [2][]float64
 	pairs := [2]tunnelPair{openKokoa(t), openStock(t)}
 	for _, p := range pairs {
-		go answer(p.listener)
-		transfer(t, p, bulk/8) // handshake, first buffers
+		go answerTunnel(p.listener)
+		sendThroughTunnel(t, p, tunnelBulk/8) // handshake, first buffers
 	}
-	for range rounds {
+	for range tunnelRounds {
 		for i, p := range pairs {
 			before := processCPU(t)
-			transfer(t, p, bulk)
-			cpu[i] = append(cpu[i], float64(processCPU(t)-before)/float64(time.Second)/(bulk/1e9))
+			sendThroughTunnel(t, p, tunnelBulk)
+			cpu[i] = append(cpu[i], float64(processCPU(t)-before)/float64(time.Second)/(tunnelBulk/1e9))
 		}
 	}
-	ours, stock := median(cpu[0]), median(cpu[1])
+	ours, stock := medianOf(cpu[0]), medianOf(cpu[1])
 	t.Logf("CPU seconds per GB: kokoa %.2f, stock %.2f, ratio %.2f", ours, stock, ours/stock)
-	if ours > budget*stock {
-		t.Errorf("%.2f CPU seconds per GB, of the stock adapter's %.2f: want at most %.1f×", ours, stock, budget)
+	if ours > tunnelBudget*stock {
+		t.Errorf("%.2f CPU seconds per GB, of the stock adapter's %.2f: want at most %.1f×", ours, stock, tunnelBudget)
 	}
 }
 
@@ -80,16 +80,16 @@ func BenchmarkTunnelStream(b *testing.B) {
 	for _, kind := range tunnels {
 		b.Run(kind.name, func(b *testing.B) {
 			p := kind.open(b)
-			go answer(p.listener)
-			transfer(b, p, bulk/8)
-			b.SetBytes(bulk)
+			go answerTunnel(p.listener)
+			sendThroughTunnel(b, p, tunnelBulk/8)
+			b.SetBytes(tunnelBulk)
 			before := processCPU(b)
 			b.ResetTimer()
 			for range b.N {
-				transfer(b, p, bulk)
+				sendThroughTunnel(b, p, tunnelBulk)
 			}
 			b.StopTimer()
-			b.ReportMetric((processCPU(b)-before).Seconds()/(float64(b.N)*bulk/1e9), "cpu-s/GB")
+			b.ReportMetric((processCPU(b)-before).Seconds()/(float64(b.N)*tunnelBulk/1e9), "cpu-s/GB")
 		})
 	}
 }
@@ -104,14 +104,14 @@ func eachTunnelTrip(b *testing.B, fresh bool) {
 	for _, kind := range tunnels {
 		b.Run(kind.name, func(b *testing.B) {
 			p := kind.open(b)
-			go answer(p.listener)
-			tripTimes(b, p, 10, fresh)
+			go answerTunnel(p.listener)
+			tunnelTripTimes(b, p, 10, fresh)
 			before := processCPU(b)
 			b.ResetTimer()
-			times := tripTimes(b, p, b.N, fresh)
+			times := tunnelTripTimes(b, p, b.N, fresh)
 			b.StopTimer()
 			b.ReportMetric(float64((processCPU(b)-before).Microseconds())/float64(b.N), "cpu-µs/op")
-			b.ReportMetric(float64(median(times).Nanoseconds())/1e3, "p50-µs")
+			b.ReportMetric(float64(medianOf(times).Nanoseconds())/1e3, "p50-µs")
 		})
 	}
 }
@@ -122,21 +122,21 @@ func eachTunnelTrip(b *testing.B, fresh bool) {
 func TestTunnelLatency(t *testing.T) {
 	pairs := [2]tunnelPair{openKokoa(t), openStock(t)}
 	for _, p := range pairs {
-		go answer(p.listener)
-		tripTimes(t, p, 10, true)
+		go answerTunnel(p.listener)
+		tunnelTripTimes(t, p, 10, true)
 	}
 	for _, tt := range []struct {
 		name  string
 		count int
 		fresh bool
-	}{{"round trip", trips / rounds, false}, {"connection", short / rounds, true}} {
+	}{{"round trip", tunnelTrips / tunnelRounds, false}, {"connection", tunnelConnections / tunnelRounds, true}} {
 		var times [2][]time.Duration
-		for range rounds {
+		for range tunnelRounds {
 			for i, p := range pairs {
-				times[i] = append(times[i], tripTimes(t, p, tt.count, tt.fresh)...)
+				times[i] = append(times[i], tunnelTripTimes(t, p, tt.count, tt.fresh)...)
 			}
 		}
-		ours, stock := median(times[0]), median(times[1])
+		ours, stock := medianOf(times[0]), medianOf(times[1])
 		t.Logf("%s: kokoa %s, stock %s", tt.name, ours, stock)
 		if ours > stock*3/2 {
 			t.Errorf("%s: %s, and through the stock adapter %s", tt.name, ours, stock)
@@ -144,9 +144,9 @@ func TestTunnelLatency(t *testing.T) {
 	}
 }
 
-// answer takes what comes and answers each connection's first byte at once: 0 asks
-// for nothing but the byte back, 1 for a byte when all has come.
-func answer(l net.Listener) {
+// answerTunnel answers each connection as its first byte asks: 0 for all that comes,
+// back at once, 1 for one byte when all has come.
+func answerTunnel(l net.Listener) {
 	for {
 		c, err := l.Accept()
 		if err != nil {
@@ -171,9 +171,9 @@ func answer(l net.Listener) {
 	}
 }
 
-func transfer(t testing.TB, p tunnelPair, size int) {
+func sendThroughTunnel(t testing.TB, p tunnelPair, size int) {
 	t.Helper()
-	c := mustDial(t, p)
+	c := mustDialTunnel(t, p)
 	defer c.Close()
 	buf := make([]byte, 1<<16)
 	buf[0] = 1
@@ -190,7 +190,7 @@ func transfer(t testing.TB, p tunnelPair, size int) {
 	}
 }
 
-func tripTimes(t testing.TB, p tunnelPair, count int, fresh bool) []time.Duration {
+func tunnelTripTimes(t testing.TB, p tunnelPair, count int, fresh bool) []time.Duration {
 	t.Helper()
 	times := make([]time.Duration, count)
 	b := []byte{0}
@@ -198,7 +198,7 @@ func tripTimes(t testing.TB, p tunnelPair, count int, fresh bool) []time.Duratio
 	for i := range times {
 		start := time.Now()
 		if fresh || c == nil {
-			c = mustDial(t, p)
+			c = mustDialTunnel(t, p)
 		}
 		if _, err := c.Write(b); err != nil {
 			t.Fatal(err)
@@ -217,7 +217,7 @@ func tripTimes(t testing.TB, p tunnelPair, count int, fresh bool) []time.Duratio
 	return times
 }
 
-func mustDial(t testing.TB, p tunnelPair) net.Conn {
+func mustDialTunnel(t testing.TB, p tunnelPair) net.Conn {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
@@ -331,7 +331,7 @@ func processCPU(t testing.TB) time.Duration {
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
-func median[T cmp.Ordered](values []T) T {
+func medianOf[T cmp.Ordered](values []T) T {
 	sorted := slices.Sorted(slices.Values(values))
 	return sorted[len(sorted)/2]
 }

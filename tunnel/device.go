@@ -268,6 +268,8 @@ type sockets struct {
 	mu     sync.Mutex
 	closed bool
 	all    map[io.Closer]struct{}
+	// enough is how many there are before the next prune.
+	enough int
 }
 
 // add remembers c until remove. When the device has been closed it closes c and
@@ -290,6 +292,22 @@ func (s *sockets) remove(c io.Closer) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.all, c)
+}
+
+// prune forgets those that gone reports to be closed, for sockets that cannot say
+// so themselves. It looks once their number has doubled.
+func (s *sockets) prune(gone func(io.Closer) bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.all) <= max(s.enough, 64) {
+		return
+	}
+	for c := range s.all {
+		if gone(c) {
+			delete(s.all, c)
+		}
+	}
+	s.enough = 2 * len(s.all)
 }
 
 func (s *sockets) close() {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"net/netip"
@@ -50,33 +51,30 @@ func openKernel(cfg Config) (_ *device, err error) {
 	if link.Type() != "wireguard" {
 		return nil, fmt.Errorf("interface %s exists and is no WireGuard device; name another", cfg.Name)
 	}
-	remove := func() error { return errors.Join(allowForwarding(cfg), netlink.LinkDel(link)) }
-	defer func() {
-		if err != nil {
-			remove()
-		}
-	}()
 	client, err := wgctrl.New()
 	if err != nil {
-		return nil, fmt.Errorf("reach WireGuard: %w", err)
+		return nil, errors.Join(fmt.Errorf("reach WireGuard: %w", err), netlink.LinkDel(link))
 	}
-	w := control{client, cfg.Name}
-	release := func() error { return errors.Join(client.Close(), remove()) }
+	release := func() error {
+		return errors.Join(client.Close(), allowForwarding(cfg), netlink.LinkDel(link))
+	}
+	defer func() {
+		if err != nil {
+			release()
+		}
+	}()
 	key, port := wgtypes.Key(cfg.PrivateKey), int(cfg.ListenPort)
 	if err := client.ConfigureDevice(cfg.Name, wgtypes.Config{PrivateKey: &key, ListenPort: &port}); err != nil {
-		client.Close()
 		return nil, fmt.Errorf("configure: %w", err)
 	}
 	if err := setUp(link, cfg); err != nil {
-		client.Close()
 		return nil, err
 	}
 	state, err := client.Device(cfg.Name)
 	if err != nil {
-		client.Close()
 		return nil, fmt.Errorf("read port: %w", err)
 	}
-	d := newDevice(cfg, w, uint16(state.ListenPort), release)
+	d := newDevice(cfg, control{client, cfg.Name}, uint16(state.ListenPort), release)
 	d.tcp = &host{local: cfg.Address, link: cfg.Name, open: &d.open}
 	return d, nil
 }
@@ -397,12 +395,21 @@ func (h *host) bind(_, _ string, c syscall.RawConn) error {
 	return nil
 }
 
+// conn keeps c itself, and hands it out as it is: only two net.TCPConn can be
+// spliced.
 func (h *host) conn(c net.Conn) (net.Conn, error) {
-	hc := &hostConn{c.(*net.TCPConn), h.open}
-	if !h.open.add(hc) {
+	if !h.open.add(c) {
 		return nil, net.ErrClosed
 	}
-	return hc, nil
+	h.open.prune(func(c io.Closer) bool {
+		tcp, ok := c.(*net.TCPConn)
+		if !ok {
+			return false
+		}
+		raw, err := tcp.SyscallConn()
+		return err != nil || raw.Control(func(uintptr) {}) != nil
+	})
+	return c, nil
 }
 
 type hostListener struct {
@@ -421,15 +428,4 @@ func (l *hostListener) Accept() (net.Conn, error) {
 func (l *hostListener) Close() error {
 	l.host.open.remove(l)
 	return l.Listener.Close()
-}
-
-// hostConn is a net.TCPConn, whose splicing it keeps.
-type hostConn struct {
-	*net.TCPConn
-	open *sockets
-}
-
-func (c *hostConn) Close() error {
-	c.open.remove(c)
-	return c.TCPConn.Close()
 }

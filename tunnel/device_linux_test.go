@@ -185,7 +185,7 @@ func TestListenerIsOutOfReachBesideTheTunnel(t *testing.T) {
 					return fmt.Errorf("the neighbour does not reach the host at all: %w", err)
 				}
 				c.Close()
-				if c, err = net.DialTimeout("tcp", netip.AddrPortFrom(edgeAddr, 7).String(), 2*time.Second); err == nil {
+				if c, err = net.DialTimeout("tcp", netip.AddrPortFrom(edgeAddr, 7).String(), time.Second); err == nil {
 					c.Close()
 					return errors.New("reached from beside the tunnel")
 				}
@@ -222,6 +222,28 @@ func TestDialStaysInTheTunnel(t *testing.T) {
 		c.Close()
 		t.Error("the dial left the tunnel")
 	}
+}
+
+// Closed connections are forgotten, though they are the caller's own.
+func TestClosedConnectionsAreForgotten(t *testing.T) {
+	eachMake(t, func(t *testing.T, w *world) {
+		edge, agent := w.openEdge(), w.openAgent(1)
+		w.connect(edge, agent)
+		to := edge.serve(7, echo)
+		for range 300 {
+			c := agent.mustDial(to)
+			if _, spliced := c.(*net.TCPConn); spliced == (w.kind == Userspace) {
+				t.Fatalf("the connection is a %T", c)
+			}
+			c.Close()
+		}
+		open := &agent.Device.(*device).open
+		open.mu.Lock()
+		defer open.mu.Unlock()
+		if len(open.all) > 130 {
+			t.Errorf("%d sockets are remembered, of none that is open", len(open.all))
+		}
+	})
 }
 
 // The socket that WireGuard uses has room for a burst.
@@ -282,37 +304,48 @@ func TestPeerConfigs(t *testing.T) {
 	}
 }
 
-// An edge passes nothing from one agent to another.
+// An edge passes nothing from one agent to another, though its host forwards.
 func TestNothingIsForwardedBetweenPeers(t *testing.T) {
-	eachMake(t, func(t *testing.T, w *world) {
-		edge, a, b := w.openEdge(), w.openAgent(1), w.openAgent(2)
-		edge.set(a.peer(""), b.peer(""))
-		// Both agents do all they can: the whole network is behind the edge.
-		for i, agent := range []*end{a, b} {
-			endpoint := netip.AddrPortFrom(w.under(i+1), edge.ListenPort()).String()
-			agent.set(edge.peer(endpoint, network))
-		}
-		if w.kind != Userspace {
-			w.edge.Sysctl("net.ipv4.ip_forward", "1")
-		}
-		toEdge, toB := edge.serve(7, echo), b.serve(7, echo)
-		for _, agent := range []*end{a, b} {
-			if err := ask(agent.mustDial(toEdge), "hello"); err != nil {
-				t.Fatal(err)
-			}
-		}
-		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
-		defer cancel()
-		if c, err := a.dial(ctx, toB); err == nil {
-			c.Close()
-			t.Error("one agent reached the other")
-		}
-		if w.kind != Userspace {
-			// It is the rule that does it, not something this test got wrong.
-			w.edge.Do(func() error { return allowForwarding(Config{Address: edgeAddr, Name: "kkedge"}) })
-			if err := ask(a.mustDial(toB), "hello"); err != nil {
-				t.Errorf("without the rule: %v", err)
-			}
-		}
-	})
+	for _, family := range []struct {
+		name   string
+		change func(*Config)
+		sysctl string
+	}{
+		{"IPv4", func(*Config) {}, "net.ipv4.ip_forward"},
+		{"IPv6", six, "net.ipv6.conf.all.forwarding"},
+	} {
+		t.Run(family.name, func(t *testing.T) {
+			eachMake(t, func(t *testing.T, w *world) {
+				edge, a, b := w.openEdge(family.change), w.openAgent(1, family.change), w.openAgent(2, family.change)
+				edge.set(a.peer(""), b.peer(""))
+				// Both agents do all they can: the whole network is behind the edge.
+				for i, agent := range []*end{a, b} {
+					endpoint := netip.AddrPortFrom(w.under(i+1), edge.ListenPort()).String()
+					agent.set(edge.peer(endpoint, netip.PrefixFrom(edge.addr, edge.addr.BitLen()-8)))
+				}
+				if w.kind != Userspace {
+					w.edge.Sysctl(family.sysctl, "1")
+				}
+				toEdge, toB := edge.serve(7, echo), b.serve(7, echo)
+				for _, agent := range []*end{a, b} {
+					if err := ask(agent.mustDial(toEdge), "hello"); err != nil {
+						t.Fatal(err)
+					}
+				}
+				ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+				defer cancel()
+				if c, err := a.dial(ctx, toB); err == nil {
+					c.Close()
+					t.Error("one agent reached the other")
+				}
+				if w.kind != Userspace {
+					// It is the rule that does it, not something this test got wrong.
+					w.edge.Do(func() error { return allowForwarding(Config{Address: edge.addr, Name: "kkedge"}) })
+					if err := ask(a.mustDial(toB), "hello"); err != nil {
+						t.Errorf("without the rule: %v", err)
+					}
+				}
+			})
+		})
+	}
 }

@@ -2,10 +2,11 @@ package tunnel
 
 import (
 	"errors"
-	"log/slog"
 	"net/netip"
 	"strings"
 	"testing"
+
+	"github.com/kokoa-proxy/kokoa/keys"
 )
 
 func TestAutoTakesTheFirstThatTheHostAllows(t *testing.T) {
@@ -64,7 +65,7 @@ func TestOpenRefusesBadConfig(t *testing.T) {
 		Kind:       Userspace,
 		PrivateKey: newKey(t),
 		Address:    netip.MustParseAddr("10.90.0.1"),
-		Network:    network,
+		Network:    netip.MustParsePrefix("10.90.0.0/24"),
 	}
 	tests := []struct {
 		want   string
@@ -98,51 +99,11 @@ func TestOpenRefusesBadConfig(t *testing.T) {
 	}
 }
 
-func TestOpenSaysThatThePortIsTaken(t *testing.T) {
-	eachMake(t, func(t *testing.T, w *world) {
-		port := w.openEdge().ListenPort()
-		host := w.edge
-		second := &end{t: t, host: host}
-		err := second.try(func() error {
-			d, err := Open(Config{Kind: w.kind, PrivateKey: newKey(t), Address: agentAddr(1), Network: network, ListenPort: port, Name: "kksecond"})
-			if err == nil {
-				d.Close()
-			}
-			return err
-		})
-		if err == nil || !strings.Contains(err.Error(), "address already in use") {
-			t.Errorf("got %v", err)
-		}
-	})
-}
-
-// What is logged and returned never has a private key in it, in any form.
-func TestNoPrivateKeyIsTold(t *testing.T) {
-	eachMake(t, func(t *testing.T, w *world) {
-		var log strings.Builder
-		key := newKey(t)
-		spy := func(c *Config) {
-			c.PrivateKey = key
-			c.Log = slog.New(slog.NewTextHandler(&locked{w: &log}, &slog.HandlerOptions{Level: slog.LevelDebug}))
-		}
-		edge := w.openEdge(spy)
-		errs := []error{
-			edge.SetPeers(t.Context(), []Peer{{PublicKey: key.Public()}}),
-			edge.SetPeers(t.Context(), []Peer{{PublicKey: newKey(t).Public(), Endpoint: "no port"}}),
-		}
-		edge.set(Peer{PublicKey: newKey(t).Public(), Endpoint: "127.0.0.1:9", Keepalive: 1e9})
-		edge.Close()
-		told := log.String()
-		for _, err := range errs {
-			if err == nil {
-				t.Fatal("no error")
-			}
-			told += err.Error()
-		}
-		for _, form := range []string{key.Reveal(), string(key[:]), hexOf(key)} {
-			if strings.Contains(told, form) {
-				t.Errorf("the private key was told: %s", told)
-			}
-		}
-	})
+func newKey(t *testing.T) keys.Private {
+	t.Helper()
+	k, err := keys.NewPrivate()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k
 }

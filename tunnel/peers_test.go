@@ -1,14 +1,11 @@
 package tunnel
 
 import (
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"net/netip"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -206,17 +203,3 @@ func drawPeers(t *rapid.T) []wantedPeer {
 	}
 	return peers
 }
-
-// locked makes a writer safe to use at once.
-type locked struct {
-	mu sync.Mutex
-	w  io.Writer
-}
-
-func (l *locked) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.w.Write(p)
-}
-
-func hexOf(k keys.Private) string { return hex.EncodeToString(k[:]) }

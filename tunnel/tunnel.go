@@ -87,11 +87,12 @@ type Device interface {
 	Stats() ([]PeerStats, error)
 	// Dial opens a TCP connection through the tunnel, and never beside it. Errors
 	// can be tested for as those of net.Dialer: syscall.ECONNREFUSED,
-	// context.DeadlineExceeded, net.ErrClosed. The connection has CloseWrite.
+	// context.DeadlineExceeded, net.ErrClosed. The connection has CloseWrite; of
+	// Kernel and TUN it is a *net.TCPConn, which can be spliced.
 	Dial(ctx context.Context, to netip.AddrPort) (net.Conn, error)
 	// Listen takes TCP connections at a port of the device's own address, from
-	// the tunnel alone: whoever knocks has a peer's key. Its connections have
-	// CloseWrite.
+	// the tunnel alone: whoever knocks has a peer's key. Its connections are as
+	// Dial's.
 	Listen(port uint16) (net.Listener, error)
 	// Kind says which make this is, Reason why it was chosen, in one sentence:
 	// "userspace: no CAP_NET_ADMIN".

@@ -3,9 +3,11 @@ package tunnel
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -13,6 +15,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -290,10 +293,10 @@ func TestTransferOnABadLine(t *testing.T) {
 		size  int
 		shape nettest.Shape
 	}{
-		{"clean", DefaultMTU, 32 << 20, nettest.Shape{}},
-		{"smallest MTU", 1280, 8 << 20, nettest.Shape{}},
-		{"loss of 5 percent", DefaultMTU, 1 << 19, nettest.Shape{Delay: 5 * time.Millisecond, Loss: .05}},
-		{"loss and reordering at the smallest MTU", 1280, 1 << 20, nettest.Shape{Delay: 2 * time.Millisecond, Loss: .02, Reorder: .05}},
+		{"clean", DefaultMTU, 8 << 20, nettest.Shape{}},
+		{"smallest MTU", 1280, 2 << 20, nettest.Shape{}},
+		{"loss of 5 percent", DefaultMTU, 1 << 18, nettest.Shape{Delay: 5 * time.Millisecond, Loss: .05}},
+		{"loss and reordering at the smallest MTU", 1280, 1 << 19, nettest.Shape{Delay: 2 * time.Millisecond, Loss: .02, Reorder: .05}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			eachMake(t, func(t *testing.T, w *world) {
@@ -301,31 +304,51 @@ func TestTransferOnABadLine(t *testing.T) {
 				edge, agent := w.openEdge(mtu), w.openAgent(1, mtu)
 				edge.set(agent.peer(""))
 				agent.set(edge.peer(w.relay(1, edge, tt.shape).Addr().String()))
-
-				data := make([]byte, tt.size)
-				rand.NewChaCha8([32]byte{}).Read(data)
-				want := sha256.Sum256(data)
-				to := edge.serve(7, func(c net.Conn) { // takes all, then gives it back
-					got, err := io.ReadAll(c)
-					if err != nil || sha256.Sum256(got) != want {
-						return
-					}
-					c.Write(got)
-				})
-				c := agent.mustDial(to)
-				c.SetDeadline(time.Now().Add(6 * patience))
-				if _, err := c.Write(data); err != nil {
-					t.Fatal(err)
-				}
-				if err := c.(interface{ CloseWrite() error }).CloseWrite(); err != nil {
-					t.Fatal(err)
-				}
-				got, err := io.ReadAll(c)
-				if err != nil || sha256.Sum256(got) != want {
-					t.Fatalf("sent %d bytes, got %d back, %v", len(data), len(got), err)
-				}
+				transfer(t, agent, edge, tt.size)
 			})
 		})
+	}
+}
+
+func TestIPv6InTheTunnel(t *testing.T) {
+	eachMake(t, func(t *testing.T, w *world) {
+		edge, agent := w.openEdge(six), w.openAgent(1, six)
+		w.connect(edge, agent)
+		transfer(t, agent, edge, 2<<20)
+		if _, err := agent.dial(t.Context(), netip.AddrPortFrom(edge.addr, 9)); !errors.Is(err, syscall.ECONNREFUSED) {
+			t.Errorf("a port where nothing listens: %v", err)
+		}
+	})
+}
+
+// six makes the addresses of a config IPv6.
+func six(c *Config) {
+	four := c.Address.As4()
+	c.Address = netip.AddrFrom16([16]byte{0xfd, 0x90, 15: four[3]})
+	c.Network = netip.PrefixFrom(c.Address, 64).Masked()
+}
+
+// transfer sends size bytes from one end to the other, and all of them back.
+func transfer(t *testing.T, from, to *end, size int) {
+	t.Helper()
+	data := make([]byte, size)
+	rand.NewChaCha8([32]byte{}).Read(data)
+	want := sha256.Sum256(data)
+	c := from.mustDial(to.serve(7, func(c net.Conn) {
+		if got, err := io.ReadAll(c); err == nil && sha256.Sum256(got) == want {
+			c.Write(got)
+		}
+	}))
+	c.SetDeadline(time.Now().Add(6 * patience))
+	if _, err := c.Write(data); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.(interface{ CloseWrite() error }).CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	got, err := io.ReadAll(c)
+	if err != nil || sha256.Sum256(got) != want {
+		t.Fatalf("sent %d bytes, got %d back, %v", len(data), len(got), err)
 	}
 }
 
@@ -662,7 +685,7 @@ func TestSpoofedSourceIsDropped(t *testing.T) {
 		edge.set(honest)
 		agent.set(edge.peer(netip.AddrPortFrom(w.under(1), edge.ListenPort()).String()))
 		to := edge.serve(7, echo)
-		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		if c, err := agent.dial(ctx, to); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("got %v, %v", c, err)
@@ -684,11 +707,69 @@ func shortly(c net.Conn) error {
 	return err
 }
 
-func newKey(t *testing.T) keys.Private {
-	t.Helper()
-	k, err := keys.NewPrivate()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return k
+func TestOpenSaysThatThePortIsTaken(t *testing.T) {
+	eachMake(t, func(t *testing.T, w *world) {
+		port := w.openEdge().ListenPort()
+		host := w.edge
+		second := &end{t: t, host: host}
+		err := second.try(func() error {
+			d, err := Open(Config{Kind: w.kind, PrivateKey: newKey(t), Address: agentAddr(1), Network: network, ListenPort: port, Name: "kksecond"})
+			if err == nil {
+				d.Close()
+			}
+			return err
+		})
+		if err == nil || !strings.Contains(err.Error(), "address already in use") {
+			t.Errorf("got %v", err)
+		}
+	})
+}
+
+// What is logged and returned never has a private key in it, in any form.
+func TestNoPrivateKeyIsTold(t *testing.T) {
+	eachMake(t, func(t *testing.T, w *world) {
+		log := &told{}
+		key := newKey(t)
+		spy := func(c *Config) {
+			c.PrivateKey = key
+			c.Log = slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+		}
+		edge := w.openEdge(spy)
+		errs := []error{
+			edge.SetPeers(t.Context(), []Peer{{PublicKey: key.Public()}}),
+			edge.SetPeers(t.Context(), []Peer{{PublicKey: newKey(t).Public(), Endpoint: "no port"}}),
+		}
+		edge.set(Peer{PublicKey: newKey(t).Public(), Endpoint: "127.0.0.1:9", Keepalive: 1e9})
+		edge.Close()
+		all := log.String()
+		for _, err := range errs {
+			if err == nil {
+				t.Fatal("no error")
+			}
+			all += err.Error()
+		}
+		for _, form := range []string{key.Reveal(), string(key[:]), hex.EncodeToString(key[:])} {
+			if strings.Contains(all, form) {
+				t.Errorf("the private key was told: %s", all)
+			}
+		}
+	})
+}
+
+// told is a log that can be read while it is written.
+type told struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (l *told) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+func (l *told) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
 }
