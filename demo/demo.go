@@ -118,10 +118,11 @@ func Run(ctx context.Context, o Options) (err error) {
 	if err := d.describe(); err != nil {
 		return err
 	}
-	d.invite()
 	if o.Once {
+		d.say("Everything serves; --once ends it here.\n")
 		return nil
 	}
+	d.invite()
 	select {
 	case <-ctx.Done():
 		d.say("\nStopping.\n")

@@ -94,6 +94,8 @@ type serving struct {
 	turn Turn
 	// said is the trouble that was last logged: each is logged when it begins.
 	said string
+	// clockOff are the edges whose clocks were last found off.
+	clockOff map[string]bool
 }
 
 // turn makes one turn on the head of the repo or, where that cannot be applied, on
@@ -140,6 +142,7 @@ func (l *Loop) turn(ctx context.Context, s *serving) (progress bool, err error) 
 		}
 		s.turn = t
 		l.log(t)
+		l.clocks(t, s)
 		if trouble == nil {
 			trouble = l.Settle(t)
 		}
@@ -158,6 +161,29 @@ func (l *Loop) turn(ctx context.Context, s *serving) (progress bool, err error) 
 		trouble = failed[0].Err
 	}
 	return len(t.Plan.Changes) > len(failed), trouble
+}
+
+// maxSkew is how far an edge's clock may be off: expiry and certificates go by it.
+const maxSkew = 30 * time.Second
+
+// clocks logs when an edge's clock goes off, and when it is right again.
+func (l *Loop) clocks(t Turn, s *serving) {
+	off := map[string]bool{}
+	for name, live := range t.World.Edges {
+		if live.Err != nil {
+			off[name] = s.clockOff[name]
+			continue
+		}
+		skew := live.State.Now.Sub(t.World.Now)
+		off[name] = skew.Abs() > maxSkew
+		switch {
+		case off[name] && !s.clockOff[name]:
+			l.Log.Warn("edge's clock is off: routes and certificates end by it", "edge", name, "skew", skew.Round(time.Second))
+		case !off[name] && s.clockOff[name]:
+			l.Log.Info("edge's clock is right again", "edge", name)
+		}
+	}
+	s.clockOff = off
 }
 
 // short is a revision for a log line.

@@ -3,6 +3,7 @@ package reconciler
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"slices"
 	"strings"
 	"testing"
@@ -111,4 +112,33 @@ func TestLoopWithoutRepo(t *testing.T) {
 	w.unreadable = nil
 	w.mu.Unlock()
 	await(t, "settled again", phase(l, Settled))
+}
+
+// A clock that is off is said once, and once that it is right again.
+func TestLoopTellsOfClocks(t *testing.T) {
+	w := newTestWorld(t, "osaka", "tokyo")
+	w.edges["osaka"].skew = 5 * time.Minute
+	var log strings.Builder
+	w.r.Log = slog.New(slog.NewTextHandler(&log, nil))
+	w.commit(newFleet("blog"))
+	l := &Loop{Reconciler: w.r}
+	var s serving
+	for range 5 {
+		if _, err := l.turn(t.Context(), &s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := strings.Count(log.String(), "clock is off"); n != 1 {
+		t.Errorf("said %d times:\n%s", n, log.String())
+	}
+	if got := l.Status().Edges[0].ClockSkewMS; got < 290_000 || got > 310_000 {
+		t.Errorf("status says %d ms", got)
+	}
+	w.edges["osaka"].setSkew(0)
+	if _, err := l.turn(t.Context(), &s); err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(log.String(), "clock is right again") {
+		t.Errorf("not said:\n%s", log.String())
+	}
 }

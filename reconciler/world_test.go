@@ -321,6 +321,14 @@ type fakeEdge struct {
 	fault func(n int) dnstest.Fault
 	calls int
 	puts  int
+	// skew is how far the edge's clock is off.
+	skew time.Duration
+}
+
+func (e *fakeEdge) setSkew(d time.Duration) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.skew = d
 }
 
 func newFakeEdge(name string, address netip.Addr) *fakeEdge {
@@ -413,7 +421,7 @@ func (e *fakeEdge) Apply(_ context.Context, current string, next api.Config) err
 func (e *fakeEdge) State() (api.State, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	s := api.State{Fleet: "demo", Edge: e.name, Now: time.Now(), Ready: e.has && len(e.notReady) == 0, NotReady: e.notReady, Agents: e.agents}
+	s := api.State{Fleet: "demo", Edge: e.name, Now: time.Now().Add(e.skew), Ready: e.has && len(e.notReady) == 0, NotReady: e.notReady, Agents: e.agents}
 	if e.has {
 		s.Digest, s.Revision = e.config.Digest(), e.config.Revision
 	} else {

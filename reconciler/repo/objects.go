@@ -35,6 +35,15 @@ const (
 // errMissing is the kind of ErrCorrupt where an object is not there.
 var errMissing = fmt.Errorf("%w: object is missing", ErrCorrupt)
 
+// damage is an error of an object as it is stored, rather than of what is in it.
+type damage struct {
+	hash plumbing.Hash
+	err  error
+}
+
+func (d damage) Error() string { return d.err.Error() }
+func (d damage) Unwrap() error { return d.err }
+
 // objects reads a repository's objects, loose and packed, while others write to it.
 //
 // go-git's own storage is not used for reading: it unpacks without a bound, does
@@ -175,7 +184,7 @@ func (s *objects) get(h plumbing.Hash, want plumbing.ObjectType, limit int64) ([
 	fmt.Fprintf(sum, "%s %d\x00", typ, len(text))
 	sum.Write(text)
 	if !bytes.Equal(sum.Sum(nil), h[:]) {
-		return nil, fmt.Errorf("%w: the content of object %s does not match its hash", ErrCorrupt, h)
+		return nil, damage{h, fmt.Errorf("%w: the content of object %s does not match its hash", ErrCorrupt, h)}
 	}
 	return text, nil
 }
@@ -199,17 +208,44 @@ func (s *objects) find(h plumbing.Hash, packed func(*pack, int64) error, loose f
 		}
 	}
 	switch {
-	case err == nil, errors.Is(err, ErrLimit), errors.Is(err, ErrCorrupt):
+	case err == nil, errors.Is(err, ErrLimit):
+		return err
+	case errors.Is(err, errMissing):
+		return damage{h, fmt.Errorf("%w: %s", errMissing, h)}
+	case errors.Is(err, ErrCorrupt):
+		return damage{h, fmt.Errorf("object %s: %w", h, err)}
 	case errors.As(err, new(*os.PathError)):
-		err = fmt.Errorf("read object %s: %w", h, err)
-	default:
-		// go-git's formats and zlib have many words for broken.
-		err = fmt.Errorf("%w: object %s: %w", ErrCorrupt, h, err)
+		return fmt.Errorf("read object %s: %w", h, err)
 	}
-	if errors.Is(err, errMissing) {
-		return fmt.Errorf("%w: %s", errMissing, h)
+	// go-git's formats and zlib have many words for broken.
+	return damage{h, fmt.Errorf("%w: object %s: %w", ErrCorrupt, h, err)}
+}
+
+// discard deletes what is stored of an object, and the whole pack that it is in.
+// It is for a copy that can be filled again.
+func (s *objects) discard(h plumbing.Hash) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var err error
+	for path, p := range s.packs {
+		if has, _ := p.index.Contains(h); has {
+			p.file.Close()
+			delete(s.packs, path)
+			err = errors.Join(err, remove(path+".idx"), remove(path+".pack"))
+		}
+	}
+	name := h.String()
+	for _, dir := range s.dirs {
+		err = errors.Join(err, remove(filepath.Join(dir, name[:2], name[2:])))
 	}
 	return err
+}
+
+func remove(path string) error {
+	if err := os.Remove(path); !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
 }
 
 func (s *objects) findOnce(h plumbing.Hash, packed func(*pack, int64) error, loose func(*bufio.Reader) error) error {

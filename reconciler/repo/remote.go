@@ -109,17 +109,21 @@ func (r *remote) fetch(ctx context.Context) (*Revision, error) {
 				return nil, err
 			}
 		}
-		return r.reader.revision(ctx, head, "", true)
+		rev, err := r.reader.revision(ctx, head, "", true)
+		if err != nil {
+			return nil, err
+		}
+		return r.mending(rev), nil
 	}
 	branch := plumbing.NewBranchReferenceName(r.opts.Branch)
 	var have plumbing.Hash
-	if ref, err := r.copy.Reference(branch); err == nil && r.reader.objects.has(ref.Hash()) {
-		have = ref.Hash()
+	if ref, err := r.copy.Reference(branch); err == nil {
+		if _, err := r.reader.objects.size(ref.Hash()); !r.discard(err) {
+			have = ref.Hash()
+		}
 	}
 	rev, err := ask(have)
-	if errors.Is(err, ErrCorrupt) && !have.IsZero() {
-		// The copy may have lost something; ask for everything once.
-		r.opts.Log.Warn("cache found damaged, fetching all", "err", err)
+	if r.discard(err) && !have.IsZero() {
 		rev, err = ask(plumbing.ZeroHash)
 	}
 	if cause := context.Cause(ctx); err != nil && cause != nil {
@@ -135,6 +139,36 @@ func (r *remote) fetch(ctx context.Context) (*Revision, error) {
 		r.last = rev
 	}
 	return rev, nil
+}
+
+// discard reports whether an error is the copy's own damage (a host that lost power
+// leaves empty files), and makes room for another copy of the object.
+func (r *remote) discard(err error) bool {
+	var bad damage
+	if !errors.As(err, &bad) {
+		return false
+	}
+	r.opts.Log.Warn("cache found damaged, fetching again", "err", err)
+	if err := r.reader.objects.discard(bad.hash); err != nil {
+		r.opts.Log.Warn("damage not removed", "err", err)
+	}
+	return true
+}
+
+// mending is a revision that, when a file turns out to be damaged, has the next
+// Fetch get it again.
+func (r *remote) mending(rev *Revision) *Revision {
+	read := rev.read
+	rev.read = func(i int) ([]byte, error) {
+		text, err := read(i)
+		if r.discard(err) {
+			r.mu.Lock()
+			r.last = nil
+			r.mu.Unlock()
+		}
+		return text, err
+	}
+	return rev
 }
 
 // head asks where the branch is.
@@ -194,7 +228,7 @@ func (r *remote) At(ctx context.Context, commit string) (*Revision, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", r.url, err)
 	}
-	return rev, nil
+	return r.mending(rev), nil
 }
 
 func (r *remote) Watch(ctx context.Context, changed func()) error {

@@ -183,20 +183,75 @@ func TestHTTPRewindAndBranches(t *testing.T) {
 	}
 }
 
+// What a host that lost power leaves in the cache is fetched again, whether a fetch
+// stumbles on it or a read.
 func TestDamagedCacheIsFilledAgain(t *testing.T) {
-	o := newOrigin(t, map[string]string{"a.cue": "1"})
-	url := serve(t, gitHTTP(t, filepath.Dir(o.bare))) + "/fleet.git"
-	dir := t.TempDir()
-	s := open(t, url, repo.Options{CacheDir: dir})
-	rev := fetch(t, s)
-	blob := rev.Files()[0].Hash
-	if err := os.Remove(filepath.Join(dir, onlyEntry(t, dir), "objects", blob[:2], blob[2:])); err != nil {
-		t.Fatal(err)
+	files := map[string]string{"a.cue": "1"}
+	for _, packed := range []bool{false, true} {
+		if packed {
+			for i := range 150 {
+				files[fmt.Sprintf("r%d.cue", i)] = fmt.Sprint(i)
+			}
+		}
+		o := newOrigin(t, files)
+		url := serve(t, gitHTTP(t, filepath.Dir(o.bare))) + "/fleet.git"
+		for name, damage := range map[string]func(path string) error{
+			"gone":  os.Remove,
+			"empty": func(path string) error { return os.WriteFile(path, nil, 0o644) },
+			"cut":   func(path string) error { return os.Truncate(path, 30) },
+		} {
+			dir := t.TempDir()
+			s := open(t, url, repo.Options{CacheDir: dir})
+			rev := fetch(t, s)
+			tree := git(t, o.clone, "rev-parse", "HEAD:")
+			objects := filepath.Join(dir, onlyEntry(t, dir), "objects")
+			for _, hash := range []string{rev.Files()[0].Hash, tree} {
+				path := filepath.Join(objects, hash[:2], hash[2:])
+				if packed {
+					path = onlyPack(t, objects)
+				}
+				if err := errors.Join(os.Chmod(path, 0o644), damage(path)); err != nil {
+					t.Fatal(err)
+				}
+				again := open(t, url, repo.Options{CacheDir: dir})
+				// A file's damage shows when it is read, if not before.
+				if rev, err := again.Fetch(t.Context()); err != nil {
+					t.Errorf("packed=%t, %s: %v", packed, name, err)
+				} else if _, err := rev.Read("a.cue"); err != nil && !errors.Is(err, repo.ErrCorrupt) {
+					t.Errorf("packed=%t, %s: %v", packed, name, err)
+				}
+				wantContent(t, fetch(t, again), files)
+			}
+		}
 	}
-	if _, err := rev.Read("a.cue"); !errors.Is(err, repo.ErrCorrupt) {
-		t.Errorf("a file that was deleted: %v", err)
+}
+
+func onlyPack(t *testing.T, objects string) string {
+	t.Helper()
+	packs, err := filepath.Glob(filepath.Join(objects, "pack", "*.pack"))
+	if err != nil || len(packs) != 1 {
+		t.Fatal(packs, err)
 	}
-	wantContent(t, fetch(t, open(t, url, repo.Options{CacheDir: dir})), map[string]string{"a.cue": "1"})
+	return packs[0]
+}
+
+// What is wrong in the repository itself is not taken for the cache's damage.
+func TestBadTreeIsNotFetchedAgain(t *testing.T) {
+	r := newRaw(t)
+	blob := r.blob(t, "x")
+	r.main(t, r.tree(t, "100644 a.cue "+blob))
+	backend := &counting{Handler: gitHTTP(t, filepath.Dir(string(r)))}
+	s := open(t, serve(t, backend)+"/raw.git", repo.Options{CacheDir: t.TempDir()})
+	fetch(t, s)
+	r.main(t, r.tree(t, "100644 b.cue "+blob, "100644 a.cue "+blob))
+	for range 3 {
+		if _, err := s.Fetch(t.Context()); !errors.Is(err, repo.ErrCorrupt) {
+			t.Errorf("%v", err)
+		}
+	}
+	if n := backend.fetched.Load(); n != 2 {
+		t.Errorf("objects were asked for %d times, want twice", n)
+	}
 }
 
 const canary = "canary-7f3a"
