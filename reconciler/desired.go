@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/kokoa-proxy/kokoa/edge/api"
@@ -94,6 +95,7 @@ func Desired(f *fleet.Fleet, secret keys.Secret, w World) Desire {
 			d.observed[o.Ref] = o
 		}
 	}
+	d.Objects = make([]plan.Object, 0, len(w.Observed)+len(f.Routes)/8+64)
 	d.peers()
 	d.agents()
 	d.routes()
@@ -364,7 +366,7 @@ func (d *desiring) record(g *gate, host string, routes []fleet.Route) {
 		if len(set.Values) == 0 {
 			continue
 		}
-		var needs []plan.Ref
+		needs := make([]plan.Ref, 0, 2*len(open)*len(routes))
 		for _, edge := range open {
 			for _, r := range routes {
 				needs = append(needs, plan.Ref{Kind: plan.Route, Scope: edge, Name: r.Name})
@@ -476,7 +478,7 @@ func (g *gate) open(zone, host string, routes []fleet.Route) (edges []string, wh
 			}
 		}
 	}
-	named := g.named(zone, host)
+	named := sync.OnceValue(func() map[string]bool { return g.named(zone, host) })
 	best := make([]health, len(routes))
 	for i, r := range routes {
 		for _, e := range carriers {
@@ -496,7 +498,7 @@ next:
 			continue
 		case !seen || l.Err != nil:
 			// Not seen from here is not down: a name that points there stays.
-			if named[e] {
+			if named()[e] {
 				edges = append(edges, e)
 			} else {
 				skip(e, "cannot be reached")
@@ -514,7 +516,7 @@ next:
 			case h == bad:
 				skip(e, "does not reach "+r.Upstreams[0].Origin+", which another edge does")
 				continue next
-			case named[e] || g.fresh[e][r.Upstreams[0].Origin]:
+			case named()[e] || g.fresh[e][r.Upstreams[0].Origin]:
 			default:
 				g.later[e] = true
 				skip(e, "has no tunnel to "+r.Upstreams[0].Origin+" yet")
@@ -529,6 +531,9 @@ next:
 // carriers are the edges that carry every route of a host; when none does, those
 // that carry any.
 func (g *gate) carriers(routes []fleet.Route) []string {
+	if len(routes) == 1 {
+		return routes[0].Edges
+	}
 	count := map[string]int{}
 	for _, r := range routes {
 		for _, e := range r.Edges {

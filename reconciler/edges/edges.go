@@ -220,7 +220,7 @@ func observe(ctx context.Context, e fleet.Edge, c Edge) Live {
 // that can be served. now decides which of them have ended.
 func Objects(l Live, signing []byte, now time.Time) []plan.Object {
 	edge := l.Edge.Name
-	var out []plan.Object
+	out := make([]plan.Object, 0, len(l.State.Peers)+len(l.Config.Peers)+len(l.Config.Agents)+len(l.Config.Routes)+len(l.State.Certificates))
 	ended := func(t *time.Time) bool { return t != nil && !t.After(now) }
 	named := map[keys.Public]api.Peer{}
 	for _, p := range l.Config.Peers {

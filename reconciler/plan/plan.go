@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 )
 
 // Kind is a kind of thing in the world. Kinds are declared in the order in which
@@ -238,19 +239,23 @@ func Compute(in Input) (Plan, error) {
 	if err != nil {
 		return Plan{}, err
 	}
-	applied, err := index("applied", in.Applied)
-	if err != nil {
-		return Plan{}, err
-	}
 	p := Plan{Waiting: slices.Clone(in.Waiting)}
 	held := make(map[Ref]bool, len(in.Waiting))
 	for _, w := range in.Waiting {
 		held[w.Ref] = true
 	}
+	// A settled fleet has no change to explain, and most are settled.
+	applied := sync.OnceValue(func() map[Ref]Object {
+		m := make(map[Ref]Object, len(in.Applied))
+		for _, o := range in.Applied {
+			m[o.Ref] = o
+		}
+		return m
+	})
 	// Git did not move when the last applied revision wanted the same; then it
 	// was the world that did.
 	cause := func(want Object, seen Spec) Cause {
-		was, known := applied[want.Ref]
+		was, known := applied()[want.Ref]
 		switch moved := known != (want.Spec != nil) || known && !was.Spec.Equal(want.Spec); {
 		case in.Applied == nil || moved:
 			return Git
@@ -267,7 +272,11 @@ func Compute(in Input) (Plan, error) {
 			p.Waiting = append(p.Waiting, Waiting{d.Ref, why, d.From})
 			continue
 		}
-		o, exists := observed[d.Ref]
+		at, exists := observed[d.Ref]
+		var o Object
+		if exists {
+			o = in.Observed[at]
+		}
 		switch {
 		case !exists:
 			p.Changes = append(p.Changes, Change{Create, d.Ref, nil, d.Spec, d.From, cause(d, nil), d.Needs})
@@ -283,7 +292,7 @@ func Compute(in Input) (Plan, error) {
 		if wanted || unseen || held[o.Ref] {
 			continue
 		}
-		p.Changes = append(p.Changes, Change{Delete, o.Ref, o.Spec, nil, applied[o.Ref].From, cause(Object{Ref: o.Ref, Ended: o.Ended}, o.Spec), nil})
+		p.Changes = append(p.Changes, Change{Delete, o.Ref, o.Spec, nil, applied()[o.Ref].From, cause(Object{Ref: o.Ref, Ended: o.Ended}, o.Spec), nil})
 	}
 	slices.SortFunc(p.Changes, func(a, b Change) int {
 		if x, y := a.Action == Delete, b.Action == Delete; x != y {
@@ -301,13 +310,16 @@ func Compute(in Input) (Plan, error) {
 }
 
 // guard fills Blocked. It counts names, not copies: a route on three edges is one.
-func (p *Plan) guard(in Input, desired, observed map[Ref]Object) error {
+func (p *Plan) guard(in Input, desired, observed map[Ref]int) error {
 	total := 0
 	for _, kind := range guarded {
+		if !slices.ContainsFunc(p.Changes, func(c Change) bool { return c.Action == Delete && c.Ref.Kind == kind }) {
+			continue
+		}
 		remain, existing, deleted := names{}, names{}, names{}
-		for ref, o := range observed {
-			if ref.Kind == kind && !o.Ended {
-				existing.add(ref.Name)
+		for _, o := range in.Observed {
+			if o.Ref.Kind == kind && !o.Ended {
+				existing.add(o.Ref.Name)
 			}
 		}
 		for ref := range desired {
@@ -321,7 +333,7 @@ func (p *Plan) guard(in Input, desired, observed map[Ref]Object) error {
 			}
 		}
 		for _, c := range p.Changes {
-			if c.Action == Delete && c.Ref.Kind == kind && !observed[c.Ref].Ended && !remain[c.Ref.Name] {
+			if c.Action == Delete && c.Ref.Kind == kind && !in.Observed[observed[c.Ref]].Ended && !remain[c.Ref.Name] {
 				deleted.add(c.Ref.Name)
 			}
 		}
@@ -355,13 +367,14 @@ type names map[string]bool
 
 func (n names) add(name string) { n[name] = true }
 
-func index(what string, objects []Object) (map[Ref]Object, error) {
-	m := make(map[Ref]Object, len(objects))
-	for _, o := range objects {
+// index finds objects by what they are; each may stand there once.
+func index(what string, objects []Object) (map[Ref]int, error) {
+	m := make(map[Ref]int, len(objects))
+	for i, o := range objects {
 		if first, twice := m[o.Ref]; twice {
-			return nil, fmt.Errorf("%s twice: %s (%s and %s)", what, o.Ref, first.From, o.From)
+			return nil, fmt.Errorf("%s twice: %s (%s and %s)", what, o.Ref, objects[first].From, o.From)
 		}
-		m[o.Ref] = o
+		m[o.Ref] = i
 	}
 	return m, nil
 }
