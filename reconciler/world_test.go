@@ -71,7 +71,7 @@ func newWorld(t tb, dir string, edgeNames ...string) *world {
 		t.Fatalf("history: %v", err)
 	}
 	log := slog.New(slog.DiscardHandler)
-	driver := &edges.Driver{Secret: w.secret, Open: func(c tunnel.Config) (tunnel.Device, error) { return fakeDevice{w, c.Address}, nil }, Timeout: 2 * time.Second, Log: log}
+	driver := &edges.Driver{Secret: w.secret, Open: func(c tunnel.Config) (tunnel.Device, error) { return fakeDevice{w, c.Address}, nil }, Timeout: 30 * time.Second, Log: log}
 	manager, err := certs.Open(certs.Config{Dir: filepath.Join(dir, "certificates"), CA: w.secret.CA(), Log: log})
 	if err != nil {
 		t.Fatalf("certificates: %v", err)
