@@ -323,7 +323,7 @@ func (a *assembly) checkIssuer(unissued []placed) {
 func (a *assembly) checkOrigin(p placed, field, name, host string) {
 	o, ok := a.origins[name]
 	switch {
-	case p.bad(field):
+	case p.bad(field), name == "":
 	case !ok:
 		a.unknown(p, field, kindOrigin, name, nil)
 	case !o.broken && !o.bad("hosts") && !p.bad("host") && !o.origin.MayServe(host):
@@ -369,7 +369,7 @@ func (a *assembly) mayDefine(name string) bool {
 }
 
 func (a *assembly) inDomains(p placed, field, host string) {
-	if !a.ready || host == "*" || p.bad(field) {
+	if !a.ready || host == "" || host == "*" || p.bad(field) {
 		return
 	}
 	if _, ok := a.out.Zone(host); ok {

@@ -124,7 +124,7 @@ func (d Diagnostics) Error() string {
 	if len(errs) > 1 {
 		text += fmt.Sprintf(" (and %s)", count(len(errs)-1, "more error"))
 	}
-	return text
+	return printable(text)
 }
 
 // Errors are those that keep the fleet from loading.

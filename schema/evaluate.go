@@ -173,7 +173,8 @@ func (e *evaluator) file(text []byte) (o outcome) {
 	if len(o.findings) > maxFindings {
 		more := len(o.findings) - maxFindings
 		o.findings = append(o.findings[:maxFindings], finding{
-			code: CodeLimit, message: fmt.Sprintf("%s in this file", count(more, "more error")),
+			code: CodeLimit, at: o.findings[maxFindings].at, private: true,
+			message: fmt.Sprintf("%s in this file, from here on", count(more, "more error")),
 		})
 	}
 	return o
@@ -256,7 +257,11 @@ func (e *evaluator) entries(f *ast.File, text []byte) ([]entry, []finding) {
 	}
 	if findings = dedupe(findings); failed != nil && len(findings) == 0 && len(x.holes) == 0 {
 		// Nothing that is wrong may pass for right, however CUE words it.
-		findings = append(findings, x.other(errors.Errors(failed)[0], nil))
+		for _, e := range errors.Errors(failed) {
+			if format, _ := e.Msg(); format != cueDisjunction || len(findings) == 0 {
+				findings = append(findings[:0], x.other(e, unquotePath(e.Path())))
+			}
+		}
 	}
 	return out, findings
 }
@@ -291,7 +296,7 @@ func (e *evaluator) entry(x *explainer, k kind, name string, v cue.Value) (entry
 			w.add(leaf{path: strings.Join(p, "."), typ: leafBad, at: x.valueAt(slices.Concat(path, p))})
 		}
 	}
-	if x.mended(path) {
+	if x.mended(path) || err != nil && len(findings) == 0 {
 		out.broken = true
 		return out, findings, err
 	}

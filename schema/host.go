@@ -19,7 +19,7 @@ func canonicalHost(host string) string {
 		wild, name = "*.", rest
 	}
 	ascii, err := idna.Lookup.ToASCII(name)
-	if err != nil {
+	if err != nil || name == "" || strings.HasSuffix(name, ".") {
 		return host
 	}
 	return wild + ascii

@@ -47,6 +47,8 @@ type Limits struct {
 	Output int
 	// TotalOutput of all files in bytes: 128 MiB.
 	TotalOutput int
+	// TotalTime to evaluate all files that no cache has: 2 min.
+	TotalTime time.Duration
 }
 
 // ErrClosed is the error of Load on a Loader that was closed.
@@ -61,6 +63,9 @@ type Loader struct {
 	now    func() time.Time
 	pool   *pool
 
+	closing context.Context
+	abort   context.CancelFunc
+
 	turn    chan struct{} // held by the load that runs
 	results map[key]*result
 	store   *store // nil without CacheDir
@@ -69,7 +74,7 @@ type Loader struct {
 }
 
 // loadStats count what the last load did.
-type loadStats struct{ evaluated, decoded, kept int }
+type loadStats struct{ evaluated, ended, decoded, kept int }
 
 // NewLoader makes a Loader. It starts no process yet.
 func NewLoader(o Options) *Loader {
@@ -81,11 +86,13 @@ func NewLoader(o Options) *Loader {
 	l.Memory = cmp.Or(l.Memory, 1<<30)
 	l.Output = cmp.Or(l.Output, 4<<20)
 	l.TotalOutput = cmp.Or(l.TotalOutput, 128<<20)
+	l.TotalTime = cmp.Or(l.TotalTime, 2*time.Minute)
 	out := &Loader{
 		limits: l, log: o.Log, now: o.Now,
 		turn:    make(chan struct{}, 1),
 		results: map[key]*result{},
 	}
+	out.closing, out.abort = context.WithCancel(context.Background())
 	if out.log == nil {
 		out.log = slog.New(slog.DiscardHandler)
 	}
@@ -103,11 +110,12 @@ func NewLoader(o Options) *Loader {
 	return out
 }
 
-// Close ends the child processes and waits for them. A load that runs fails.
+// Close ends the child processes and waits for them. A load that runs ends with
+// ErrClosed.
 func (l *Loader) Close() error {
-	l.pool.close()
+	l.abort()
 	l.turn <- struct{}{}
-	<-l.turn
+	defer func() { <-l.turn }()
 	l.pool.close()
 	return nil
 }
@@ -125,12 +133,18 @@ func (l *Loader) Load(ctx context.Context, tree Tree) (*fleet.Fleet, Diagnostics
 	case <-ctx.Done():
 		return nil, nil, ctx.Err()
 	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(l.closing, cancel)()
 	start := time.Now()
 	l.loads++
 	l.stats = loadStats{}
 	r := run{Loader: l, tree: tree}
 	defer l.pool.rest()
 	if err := r.evaluate(ctx); err != nil {
+		if l.closing.Err() != nil {
+			err = ErrClosed
+		}
 		return nil, nil, fmt.Errorf("load fleet: %w", err)
 	}
 	l.keep()
@@ -182,9 +196,27 @@ type run struct {
 	output      int         // of what was evaluated
 }
 
+// evaluate gives every file a result.
 func (r *run) evaluate(ctx context.Context) error {
 	r.list()
 	r.found = make([]*result, len(r.files))
+	limited, cancel := context.WithTimeout(ctx, r.limits.TotalTime)
+	defer cancel()
+	err := r.evaluateAll(limited)
+	if ctx.Err() == nil && errors.Is(err, context.DeadlineExceeded) {
+		r.about(fmt.Sprintf("the repo takes longer than %s to evaluate", short(r.limits.TotalTime)), "look for what is generated, and in the library")
+		err = nil
+	}
+	for i := range r.found {
+		if r.found[i] == nil {
+			r.found[i] = &result{unread: true}
+		}
+	}
+	r.checkTotals()
+	return err
+}
+
+func (r *run) evaluateAll(ctx context.Context) error {
 	// First what needs no library; it also tells which files are the library.
 	var missing []int
 	for i, f := range r.files {
@@ -215,11 +247,7 @@ func (r *run) evaluate(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := r.fill(ctx, lib, missing); err != nil {
-		return err
-	}
-	r.checkTotals()
-	return nil
+	return r.fill(ctx, lib, missing)
 }
 
 // list takes the files that are wanted, in order, and as many as may be.
@@ -301,6 +329,7 @@ func (r *run) fill(ctx context.Context, lib *scope, missing []int) error {
 		},
 		fault: func(n int, f *fault) {
 			i := missing[n]
+			r.stats.ended++
 			r.log.Warn("evaluation ended", "object", r.files[i].Path, "reason", f.detail)
 			r.found[i] = r.refused(f.finding(r.limits, "the file"))
 			k := key{blob: r.files[i].Hash}
@@ -315,10 +344,10 @@ func (r *run) fill(ctx context.Context, lib *scope, missing []int) error {
 	}
 	if left > 0 {
 		r.about(fmt.Sprintf("%s not checked, since %d others had to be ended", count(left, "file"), maxFaults), "mend those first")
-		for _, i := range missing {
-			if r.found[i] == nil {
-				r.found[i] = &result{unread: true}
-			}
+	}
+	for _, i := range missing {
+		if r.found[i] == nil {
+			r.found[i] = &result{unread: true}
 		}
 	}
 	return nil
@@ -403,6 +432,7 @@ func (r *run) checkLibrary(ctx context.Context, lib *scope, shared []int) (*scop
 		if alone == nil {
 			at, alone, what = 0, f, "the library, which begins with this file,"
 		}
+		r.stats.ended++
 		r.log.Warn("evaluation ended", "object", lib.files[at].name, "reason", alone.detail)
 		r.found[shared[at]] = r.refused(alone.finding(r.limits, what))
 		rest := &scope{broken: true, files: slices.Delete(slices.Clone(lib.files), at, at+1)}
@@ -472,6 +502,16 @@ const maxQuote = 200
 func (r *run) quote(diagnostics Diagnostics) {
 	var file string
 	var lines [][]byte
+	type line struct {
+		file string
+		line int
+	}
+	private := map[line]bool{} // for whatever else is said of the line too
+	for _, d := range diagnostics {
+		if d.private {
+			private[line{d.Position.File, d.Position.Line}] = true
+		}
+	}
 	for i := range diagnostics {
 		d := &diagnostics[i]
 		if d.Position.Line == 0 || d.Code == CodeSecret {
@@ -487,18 +527,18 @@ func (r *run) quote(diagnostics Diagnostics) {
 		if d.Position.Line > len(lines) {
 			continue
 		}
-		line := string(bytes.TrimRight(lines[d.Position.Line-1], "\r"))
-		if len(line) > maxQuote {
+		text := string(bytes.TrimRight(lines[d.Position.Line-1], "\r"))
+		if len(text) > maxQuote {
 			if d.Position.Column > maxQuote {
 				continue
 			}
-			line = line[:maxQuote]
+			text = text[:maxQuote]
 		}
-		if line = strings.ToValidUTF8(line, "\uFFFD"); d.private {
-			line = withoutStrings(line)
+		if text = strings.ToValidUTF8(text, "?"); private[line{d.Position.File, d.Position.Line}] {
+			text = withoutStrings(text)
 		}
-		d.Quote = line
-		before, _ := split(line, d.Position.Column-1, 0)
-		d.Length = max(1, min(d.Length, len(line)-len(before)))
+		d.Quote = text
+		before, _ := split(text, d.Position.Column-1, 0)
+		d.Length = max(1, min(d.Length, len(text)-len(before)))
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -112,7 +113,7 @@ func (p *pool) run(ctx context.Context, lib *scope, n int, files fileSet) (left 
 		once.Do(func() { failed = err; cancel(); q.stop() })
 	}
 	defer context.AfterFunc(ctx, q.stop)()
-	for range min(parallel, q.batches()) {
+	for range parallel {
 		group.Go(func() {
 			for {
 				t, ok := q.next()
@@ -168,7 +169,7 @@ func (p *pool) batch(ctx context.Context, lib *scope, q *queue, t task, mu *sync
 	if err != nil {
 		return err
 	}
-	fresh := w.files == 0
+	fresh := !w.used
 	finished := 0
 	_, f, err := w.evaluate(ctx, p.limits, b, func(raw []byte) error {
 		o, err := decodeOutcome(raw)
@@ -198,8 +199,9 @@ func (p *pool) batch(ctx context.Context, lib *scope, q *queue, t task, mu *sync
 		mu.Unlock()
 		q.fault()
 	}
-	if len(rest) > 0 {
-		q.put(task{files: rest})
+	// In two parts, so that an idle worker helps with what may be more of the kind.
+	for part := range slices.Chunk(rest, len(rest)/2+1) {
+		q.put(task{files: part})
 	}
 	return nil
 }
@@ -207,14 +209,27 @@ func (p *pool) batch(ctx context.Context, lib *scope, q *queue, t task, mu *sync
 // prepare evaluates a library and returns the outcome of each of its files; a
 // fault when it could not.
 func (p *pool) prepare(ctx context.Context, lib *scope) ([]outcome, *fault, error) {
-	w, err := p.take(ctx)
-	if err != nil {
-		return nil, nil, err
-	}
-	defer p.give(w)
-	ready, f, err := w.evaluate(ctx, p.limits, batch{scoped: true, broken: lib.broken, library: lib.files}, nil)
-	if err != nil || f != nil {
-		return nil, f, err
+	b := batch{scoped: true, broken: lib.broken, library: lib.files}
+	var ready []byte
+	for {
+		w, err := p.take(ctx)
+		if err != nil {
+			return nil, nil, err
+		}
+		used := w.used
+		var f *fault
+		ready, f, err = w.evaluate(ctx, p.limits, b, nil)
+		p.give(w)
+		if err != nil {
+			return nil, nil, err
+		}
+		if f == nil {
+			break
+		}
+		// A used worker may have ended for another cause: ask a new one.
+		if !used || f.reason == tooSlow {
+			return nil, f, nil
+		}
 	}
 	d := decoder{rest: ready}
 	var out []outcome
@@ -231,7 +246,7 @@ func (p *pool) prepare(ctx context.Context, lib *scope) ([]outcome, *fault, erro
 // probe finds the file of a library that cannot be evaluated: -1 when each can
 // alone.
 func (p *pool) probe(ctx context.Context, lib *scope) (int, *fault, error) {
-	w, err := p.take(ctx)
+	w, err := p.start(ctx)
 	if err != nil {
 		return 0, nil, err
 	}
@@ -337,7 +352,6 @@ func (p *pool) start(ctx context.Context) (*process, error) {
 	defer timer.Stop()
 	typ, sum, err := receive(w.out, 1<<10)
 	if err != nil || typ != frameHello || !bytes.Equal(sum, p.want[:]) {
-		w.kill()
 		w.end()
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
@@ -356,6 +370,7 @@ type process struct {
 	in     io.WriteCloser
 	out    *bufio.Reader
 	words  *tail
+	used   bool
 	files  int
 	memory uint64
 	dead   bool
@@ -365,6 +380,7 @@ type process struct {
 // said of the library, or a fault when the worker had to be ended or ended itself:
 // then the result that was not passed on is at fault.
 func (w *process) evaluate(ctx context.Context, l Limits, b batch, result func(raw []byte) error) (ready []byte, f *fault, err error) {
+	w.used = true
 	var slow atomic.Bool
 	timer := time.AfterFunc(l.Time, func() { slow.Store(true); w.kill() })
 	defer timer.Stop()
@@ -412,14 +428,14 @@ func (w *process) evaluate(ctx context.Context, l Limits, b batch, result func(r
 	w.kill()
 	w.end()
 	f = &fault{reason: crashed, detail: w.words.String()}
-	said := w.words.text
-	switch state := w.cmd.ProcessState; {
+	said := func(words string) bool { return bytes.Contains(w.words.text, []byte(words)) }
+	switch status := w.cmd.ProcessState.ExitCode(); {
 	case slow.Load():
 		f.reason = tooSlow
-	case state != nil && (state.ExitCode() == exitMemory || state.ExitCode() == -1), // -1: the host's own killer
-		bytes.Contains(said, []byte("out of memory")), bytes.Contains(said, []byte("cannot allocate memory")):
+	case status == exitMemory, status == -1, // -1: a signal, which the host sends when it runs out
+		said("out of memory"), said("cannot allocate memory"), said("failed to allocate"):
 		f.reason = tooMuchMemory
-	case bytes.Contains(said, []byte("stack overflow")), bytes.Contains(said, []byte("stack exceeds")):
+	case said("stack overflow"), said("stack exceeds"):
 		f.reason = tooDeep
 	}
 	return nil, f, nil
@@ -427,14 +443,10 @@ func (w *process) evaluate(ctx context.Context, l Limits, b batch, result func(r
 
 func (w *process) kill() { w.cmd.Process.Kill() }
 
-// end lets the worker end, by itself when it is idle, and waits for it.
+// end ends the worker, which has nothing to lose, and waits until it is gone.
 func (w *process) end() {
+	w.kill()
 	w.in.Close()
-	if w.dead {
-		w.kill()
-	}
-	timer := time.AfterFunc(startTime, w.kill)
-	defer timer.Stop()
 	w.cmd.Wait()
 }
 
@@ -490,8 +502,6 @@ func newQueue(n int) *queue {
 	}
 	return q
 }
-
-func (q *queue) batches() int { return len(q.tasks) }
 
 // next waits for a task; false when all are finished or the queue was stopped.
 func (q *queue) next() (task, bool) {

@@ -21,15 +21,15 @@ var definitions embed.FS
 // Definitions are the schema's own CUE files, for people and for `cue vet`.
 func Definitions() fs.FS { return definitions }
 
-// format counts changes to how files are evaluated and results are written down,
+// resultFormat counts changes to how files are evaluated and results are written down,
 // as the schema's text counts changes to what is allowed.
-const format = "kokoa schema results 1"
+const resultFormat = "kokoa schema results 1"
 
 // fingerprint is the hash of everything but its input that an evaluation
 // depends on: schema, CUE's version and the format of results.
 func fingerprint() [sha256.Size]byte {
 	h := sha256.New()
-	h.Write([]byte(format + "\n" + cueVersion() + "\n"))
+	h.Write([]byte(resultFormat + "\n" + cueVersion() + "\n"))
 	for _, f := range definitionFiles() {
 		h.Write([]byte(f.name + "\n"))
 		h.Write(f.text)
