@@ -487,6 +487,10 @@ func (d *demo) until(ctx context.Context, limit time.Duration, ready func(*recon
 		case <-deadline.C:
 			return fmt.Errorf("not within %s: %s; see %s", limit, why, d.path("logs"))
 		case s := <-d.turns:
+			if s.Phase == reconciler.Invalid || s.Phase == reconciler.Blocked {
+				// Time does not mend it: somebody changed this folder's repo.
+				return errors.New(s.Error)
+			}
 			if why = ready(s); why == "" {
 				return nil
 			}

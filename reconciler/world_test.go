@@ -49,7 +49,6 @@ type world struct {
 	r      *Reconciler
 	zone   *dnstest.Memory
 	edges  map[string]*fakeEdge
-	stop   []func()
 
 	mu      sync.Mutex
 	commits map[string]*fleet.Fleet
