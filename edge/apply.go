@@ -151,7 +151,7 @@ func (s *Server) retire(old, fresh *live) {
 	s.draining[d] = true
 	d.gate.Close()
 	s.tasks.Go(func() {
-		late := time.NewTimer(DrainTimeout)
+		late := time.NewTimer(s.drain)
 		defer late.Stop()
 		timeout := false
 		select {

@@ -71,6 +71,9 @@ type Server struct {
 	ended chan struct{}
 	tasks sync.WaitGroup
 
+	// drain is DrainTimeout, but in tests.
+	drain time.Duration
+
 	// mu is held through every change of the config and the device's peers.
 	mu       sync.Mutex
 	draining map[*drain]bool
@@ -99,7 +102,7 @@ type live struct {
 func New(o Options) (*Server, error) {
 	s := &Server{
 		o: o, log: o.Log, now: o.Now,
-		ended: make(chan struct{}), draining: map[*drain]bool{},
+		ended: make(chan struct{}), drain: DrainTimeout, draining: map[*drain]bool{},
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)

@@ -421,3 +421,19 @@ func TestErrorPages(t *testing.T) {
 		t.Errorf("%d %q; want 404 and no body", status, body)
 	}
 }
+
+// TestRefusedBody: who is refused is not waited for, though the body is still to come.
+func TestRefusedBody(t *testing.T) {
+	w := newWorld(t)
+	w.put(config())
+	for range 3 {
+		c := w.raw(t)
+		c.send("POST / HTTP/1.1\r\nHost: nobody.example.com\r\nContent-Length: 1000\r\n\r\nhalf")
+		if status, _, _ := c.answer("POST"); status != 404 {
+			t.Errorf("%d; want 404", status)
+		}
+		if !c.closed() {
+			t.Error("the connection is open")
+		}
+	}
+}

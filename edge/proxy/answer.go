@@ -55,10 +55,10 @@ func (x *exchange) failure(err error) (status int, text string) {
 		return 0, ""
 	case x.w.informational > maxInformational:
 		return http.StatusBadGateway, badGateway
-	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():
-		return http.StatusGatewayTimeout, "the service did not answer in time"
 	case errors.Is(err, errAllDown), errors.Is(err, services.ErrNotSent) && x.allDown():
 		return http.StatusServiceUnavailable, "the service is down"
+	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():
+		return http.StatusGatewayTimeout, "the service did not answer in time"
 	}
 	return http.StatusBadGateway, badGateway
 }
@@ -77,6 +77,7 @@ func (x *exchange) allDown() bool {
 // page writes what a visitor sees when there is nothing else to see: short, the
 // same for the same status, and with the id that the log has the cause under.
 func (x *exchange) page(status int, text string) {
+	x.leaveBody()
 	h := x.w.Header()
 	kind, body := "text/plain; charset=utf-8", fmt.Sprintf("%d %s: %s\nrequest %s\n", status, http.StatusText(status), text, x.visitor.request)
 	if strings.Contains(x.in.Header.Get("Accept"), "text/html") {
@@ -98,8 +99,19 @@ func (x *exchange) page(status int, text string) {
 	}
 }
 
+// leaveBody is for answers that do not wait for the request's body: net/http would,
+// for as long as a visitor likes.
+func (x *exchange) leaveBody() {
+	if x.in.ProtoMajor != 1 || x.in.ContentLength == 0 || x.body != nil && x.body.ends() {
+		return
+	}
+	x.w.Header().Set("Connection", "close")
+	x.w.control.SetReadDeadline(time.Now().Add(lingerTimeout))
+}
+
 // plain answers a challenge.
 func (x *exchange) plain(text string) {
+	x.leaveBody()
 	x.w.Header().Set("Content-Type", "application/octet-stream")
 	x.w.Header().Set("X-Content-Type-Options", "nosniff")
 	io.WriteString(x.w, text)

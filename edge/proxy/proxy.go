@@ -62,6 +62,9 @@ const (
 	// answer that the client does not take.
 	bodyTimeout   = 30 * time.Second
 	streamTimeout = 30 * time.Second
+	// lingerTimeout is how long a body is still read that nobody wants, so that the
+	// visitor gets to read the answer instead of a reset.
+	lingerTimeout = time.Second
 	// maxInformational is how many 1xx answers may come before the real one.
 	maxInformational = 5
 
@@ -217,6 +220,7 @@ func (x *exchange) redirect(host string) {
 		host = net.JoinHostPort(host, port(p))
 	}
 	to := url.URL{Scheme: "https", Host: host, Path: x.in.URL.Path, RawPath: x.in.URL.RawPath, RawQuery: x.in.URL.RawQuery, ForceQuery: x.in.URL.ForceQuery}
+	x.leaveBody()
 	x.w.Header().Set("Location", to.String())
 	x.w.Header().Set("Content-Length", "0")
 	x.w.WriteHeader(http.StatusPermanentRedirect)
@@ -286,7 +290,9 @@ func (transport) RoundTrip(r *http.Request) (*http.Response, error) {
 			if err == nil {
 				return resp, nil
 			}
-			u.Suspect()
+			if r.Context().Err() == nil {
+				u.Suspect()
+			}
 			failed = errors.Join(failed, &upstreamError{u, err})
 			if whole := lent.takeBack(); !whole || !errors.Is(err, services.ErrNotSent) {
 				return nil, failed

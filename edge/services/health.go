@@ -152,8 +152,11 @@ func (u *Upstream) check(ctx context.Context) (time.Duration, error) {
 		return 0, fmt.Errorf("check: %w", err)
 	}
 	r.Header.Set("User-Agent", "kokoa-edge health check")
+	// Not kept: with thousands of services that would be thousands of connections
+	// that nobody else uses.
+	r.Close = true
 	begin := time.Now()
-	resp, err := u.transport.RoundTrip(r)
+	resp, err := u.RoundTrip(r)
 	if err != nil {
 		return 0, fmt.Errorf("check: %w", err)
 	}
