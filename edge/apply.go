@@ -150,8 +150,8 @@ func (s *Server) retire(old, fresh *live) {
 	d := &drain{old.config, old.snapshot.Gate(), old.snapshot.Gone(fresh.snapshot)}
 	s.draining[d] = true
 	d.gate.Close()
+	late := time.NewTimer(s.drain)
 	s.tasks.Go(func() {
-		late := time.NewTimer(s.drain)
 		defer late.Stop()
 		timeout := false
 		select {

@@ -144,11 +144,7 @@ func TestMisdirected(t *testing.T) {
 // asker makes requests for hosts on one connection.
 func asker(t *testing.T, c *tls.Conn, h2 bool) func(host string) int {
 	if h2 {
-		tr := &http2.Transport{}
-		cc, err := tr.NewClientConn(c)
-		if err != nil {
-			t.Fatal(err)
-		}
+		cc := overHTTP2(t, c)
 		return func(host string) int {
 			r, err := http.NewRequest("GET", "https://"+host+"/", nil)
 			if err != nil {
@@ -169,6 +165,19 @@ func asker(t *testing.T, c *tls.Conn, h2 bool) func(host string) int {
 		status, _, _ := r.answer("GET")
 		return status
 	}
+}
+
+// overHTTP2 takes requests for any host to one connection.
+func overHTTP2(t *testing.T, c *tls.Conn) *http.ClientConn {
+	t.Helper()
+	var protocols http.Protocols
+	protocols.SetHTTP2(true)
+	tr := &http.Transport{Protocols: &protocols, DialTLSContext: func(context.Context, string, string) (net.Conn, error) { return c, nil }}
+	cc, err := tr.NewClientConn(t.Context(), "https", c.RemoteAddr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cc
 }
 
 // TestSessionsBelongToNames: a ticket for one name resumes nothing under another,
@@ -410,10 +419,7 @@ func TestResets(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	cc, err := (&http2.Transport{}).NewClientConn(c)
-	if err != nil {
-		t.Fatal(err)
-	}
+	cc := overHTTP2(t, c)
 	for i := range 1000 {
 		ctx, cancel := context.WithCancel(t.Context())
 		r, err := http.NewRequestWithContext(ctx, "GET", "https://h.example.com/", nil)

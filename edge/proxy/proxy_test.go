@@ -9,7 +9,9 @@ import (
 	"net/http/httptest"
 	"os"
 	"strings"
+	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/kokoa-proxy/kokoa/edge/api"
@@ -132,3 +134,108 @@ func TestScrub(t *testing.T) {
 		t.Errorf("%v is left", h)
 	}
 }
+
+// TestStalls runs with a clock of its own: a stream that takes nothing, or a body
+// that does not come, ends in its time, and one that is merely slow does not.
+func TestStalls(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &flow{pause: time.Hour}
+		w := newResponse(f, &http.Request{ProtoMajor: 2}, nil)
+		begin := time.Now()
+		if _, err := w.Write([]byte("x")); !errors.Is(err, os.ErrDeadlineExceeded) || time.Since(begin) != streamTimeout {
+			t.Errorf("a write that stands: %v after %v", err, time.Since(begin))
+		}
+		f = &flow{pause: streamTimeout - time.Second}
+		w = newResponse(f, &http.Request{ProtoMajor: 2}, nil)
+		for range 5 {
+			if _, err := w.Write([]byte("x")); err != nil {
+				t.Errorf("a slow write: %v", err)
+			}
+			time.Sleep(time.Hour) // the service says nothing, which it may
+		}
+		if f.deadline != (time.Time{}) {
+			t.Error("a deadline was set on a stream that works")
+		}
+
+		f = &flow{pause: time.Hour}
+		b := newBody(f, newResponse(f, &http.Request{ProtoMajor: 1}, nil))
+		begin = time.Now()
+		if _, err := b.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) || time.Since(begin) > bodyTimeout {
+			t.Errorf("a body that stands: %v after %v", err, time.Since(begin))
+		}
+		if b.err() == nil || b.ends() {
+			t.Error("the body is taken for whole")
+		}
+		f = &flow{pause: bodyTimeout / 3}
+		b = newBody(f, newResponse(f, &http.Request{ProtoMajor: 1}, nil))
+		for range 20 {
+			if _, err := b.Read(make([]byte, 1)); err != nil {
+				t.Errorf("a slow body: %v", err)
+			}
+		}
+		f.end = true
+		if _, err := b.Read(make([]byte, 1)); err != io.EOF || !b.ends() || !f.deadline.IsZero() {
+			t.Errorf("%v, whole %v, deadline %v", err, b.ends(), f.deadline)
+		}
+		b.finish()
+		if _, err := b.Read(make([]byte, 1)); err == nil {
+			t.Error("read after the request's end")
+		}
+	})
+}
+
+// flow is a slow way to or from a visitor, which heeds deadlines.
+type flow struct {
+	httptest.ResponseRecorder
+	pause time.Duration
+	end   bool
+
+	mu       sync.Mutex
+	deadline time.Time
+	moved    chan struct{}
+}
+
+func (f *flow) SetWriteDeadline(at time.Time) error { return f.SetReadDeadline(at) }
+
+func (f *flow) SetReadDeadline(at time.Time) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.deadline = at
+	if f.moved != nil {
+		close(f.moved)
+		f.moved = nil
+	}
+	return nil
+}
+
+func (f *flow) wait() error {
+	done := time.After(f.pause)
+	for {
+		f.mu.Lock()
+		moved := make(chan struct{})
+		f.moved = moved
+		var late <-chan time.Time
+		if !f.deadline.IsZero() {
+			late = time.After(time.Until(f.deadline))
+		}
+		f.mu.Unlock()
+		select {
+		case <-done:
+			return nil
+		case <-late:
+			return os.ErrDeadlineExceeded
+		case <-moved:
+		}
+	}
+}
+
+func (f *flow) Write(p []byte) (int, error) { return len(p), f.wait() }
+
+func (f *flow) Read(p []byte) (int, error) {
+	if f.end {
+		return 0, io.EOF
+	}
+	return len(p), f.wait()
+}
+
+func (f *flow) Close() error { return nil }
