@@ -21,15 +21,18 @@ type loaded struct {
 }
 
 // assemble makes one fleet of all files and checks what one file cannot know.
-// The fleet is only to be used when no diagnostic is an error. unread are the
-// texts of files that could not be evaluated; nil stands for a text that could
-// not be had. What they may define is not reported as missing.
-func assemble(files []loaded, unread [][]byte, now time.Time) (*fleet.Fleet, Diagnostics) {
+// The fleet is only to be used when no diagnostic is an error. They begin with what
+// is known of the repo as a whole. unread are the texts of files that could not be
+// evaluated; nil stands for a text that could not be had. What they may define is
+// not reported as missing.
+func assemble(files []loaded, known Diagnostics, unread [][]byte, now time.Time) (*fleet.Fleet, Diagnostics) {
 	a := assembly{
 		out:    &fleet.Fleet{Edges: map[string]fleet.Edge{}, Origins: map[string]fleet.Origin{}},
 		unread: unread,
 		now:    now,
 		hints:  map[string]string{},
+
+		diagnostics: slices.Clone(known),
 	}
 	for _, f := range files {
 		for _, x := range f.findings {
@@ -40,8 +43,24 @@ func assemble(files []loaded, unread [][]byte, now time.Time) (*fleet.Fleet, Dia
 	a.checkFleet()
 	a.checkAddresses()
 	a.checkRoutes()
+	if len(a.diagnostics.Errors()) == 0 {
+		a.checkWhole(files)
+	}
 	a.diagnostics.sort()
 	return a.out, a.diagnostics
+}
+
+// checkWhole makes sure that nothing is left out of the fleet in silence: a part
+// that could not be used has been reported, or is now.
+func (a *assembly) checkWhole(files []loaded) {
+	for _, f := range files {
+		broken := slices.ContainsFunc(f.objects, func(o object) bool { return o.broken })
+		if broken || f.unread {
+			a.report(f.path, finding{
+				code: CodeEvaluation, message: "the file could not be used", hint: "write it more simply",
+			})
+		}
+	}
 }
 
 // placed is an object and the file it stands in.

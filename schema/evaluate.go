@@ -121,8 +121,15 @@ func (e *evaluator) use(files []sourceFile) [][]finding {
 			}
 		}
 	}
+	told := false
 	for i := range findings {
 		findings[i] = dedupe(findings[i])
+		told = told || len(findings[i]) > 0
+	}
+	if v.Err() != nil && !told && len(files) > 0 {
+		findings[0] = append(findings[0], finding{
+			code: CodeEvaluation, message: "the library, which begins with this file, could not be evaluated",
+		})
 	}
 	e.scope = &v
 	return findings

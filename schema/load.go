@@ -148,9 +148,7 @@ func (l *Loader) Load(ctx context.Context, tree Tree) (*fleet.Fleet, Diagnostics
 		return nil, nil, fmt.Errorf("load fleet: %w", err)
 	}
 	l.keep()
-	f, diagnostics := assemble(r.loaded(), r.unread(), l.now())
-	diagnostics = append(diagnostics, r.diagnostics...)
-	diagnostics.sort()
+	f, diagnostics := assemble(r.loaded(), r.diagnostics, r.unread(), l.now())
 	r.quote(diagnostics)
 	l.log.Debug("fleet loaded", "count", len(r.files), "took", time.Since(start))
 	if len(diagnostics.Errors()) > 0 {

@@ -93,6 +93,7 @@ func TestBombs(t *testing.T) {
 
 // TestBombReasons says which limit ended a file.
 func TestBombReasons(t *testing.T) {
+	t.Parallel()
 	for name, want := range map[string]string{
 		"nested comprehensions": "the file took longer than 2s to evaluate",
 		"million routes":        "the file needs more than 256 MiB of memory to evaluate",
@@ -112,8 +113,9 @@ func TestBombReasons(t *testing.T) {
 // TestFaultIsRemembered: the same bomb is not tried again at every load, and is
 // after a while.
 func TestFaultIsRemembered(t *testing.T) {
+	t.Parallel()
 	now := today
-	l := NewLoader(Options{Now: func() time.Time { return now }, Limits: Limits{Time: time.Second}})
+	l := NewLoader(Options{Now: func() time.Time { return now }, Limits: Limits{Time: 2 * time.Second}})
 	defer l.Close()
 	tree := memory{"fleet.cue": baseFleet, "bomb.cue": "package fleet\n" + bombs["nested comprehensions"]}
 	for i, want := range []int{1, 0, 1} {
@@ -129,6 +131,7 @@ func TestFaultIsRemembered(t *testing.T) {
 
 // TestManyBombs: so many are tried, and then the rest of the repo is left out.
 func TestManyBombs(t *testing.T) {
+	t.Parallel()
 	l := newLoader(t, Options{Limits: Limits{Time: time.Second}})
 	tree := memory{"fleet.cue": baseFleet}
 	for i := range 2 * maxFaults {
@@ -149,6 +152,7 @@ func TestManyBombs(t *testing.T) {
 // TestLibraryBombs: a library file that does not end is found, alone or by what
 // it does with the others, and the rest is still checked.
 func TestLibraryBombs(t *testing.T) {
+	t.Parallel()
 	bomb := "package fleet\n_l: [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]\n#L: [for a in _l for b in _l for c in _l for d in _l for e in _l for f in _l for g in _l for h in _l {\"x\\(a)\\(b)\"}]\n"
 	used := "package fleet\nroute: used: #Web & {host: \"used.kokoa.test\"}\n"
 	web := "package fleet\n#Web: {origin: \"vm2\", service: \"http://x:1\", ...}\n"
@@ -214,6 +218,7 @@ func TestLimits(t *testing.T) {
 
 // TestTotalTime: many files that are each quick enough still come to an end.
 func TestTotalTime(t *testing.T) {
+	t.Parallel()
 	l := newLoader(t, Options{Limits: Limits{Time: time.Minute, TotalTime: 2 * time.Second}})
 	got := mistakes(t, l, memory{"fleet.cue": baseFleet, "bomb.cue": "package fleet\n" + bombs["nested comprehensions"]})
 	if len(got) != 1 || got[0].Message != "the repo takes longer than 2s to evaluate" {
