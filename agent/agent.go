@@ -14,13 +14,13 @@ import (
 	"net"
 	"net/netip"
 	"runtime"
-	"runtime/debug"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/kokoa-proxy/kokoa/edge/api"
+	"github.com/kokoa-proxy/kokoa/internal/program"
 	"github.com/kokoa-proxy/kokoa/tunnel"
 )
 
@@ -38,15 +38,6 @@ func Run(ctx context.Context, b Bootstrap, log *slog.Logger) error {
 		return err
 	}
 	return a.run(ctx)
-}
-
-// Version is the version of Kokoa in this binary, as its build recorded it.
-func Version() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok || info.Main.Version == "" {
-		return "(devel)"
-	}
-	return info.Main.Version
 }
 
 // agent is what outlives a device: the orders, the streams and what is known of
@@ -392,7 +383,7 @@ func (a *agent) heartbeat(s *session) api.Heartbeat {
 	o := a.orders.Load()
 	return api.Heartbeat{
 		Agent:    a.bootstrap.Name,
-		Version:  Version(),
+		Version:  program.Version(),
 		Platform: runtime.GOOS + "/" + runtime.GOARCH,
 		Serial:   o.config.Serial,
 		Started:  a.started,

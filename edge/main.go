@@ -7,9 +7,9 @@ import (
 	"io/fs"
 	"log/slog"
 	"net"
-	"runtime/debug"
 	"syscall"
 
+	"github.com/kokoa-proxy/kokoa/internal/program"
 	"github.com/kokoa-proxy/kokoa/tunnel"
 )
 
@@ -46,20 +46,11 @@ func Main(ctx context.Context, b Bootstrap, log *slog.Logger) (err error) {
 			err = errors.Join(err, fmt.Errorf("close tunnel: %w", cerr))
 		}
 	}()
-	s, err := New(Options{Bootstrap: b, Device: device, HTTP: plain, HTTPS: secure, Version: Version(), Log: log})
+	s, err := New(Options{Bootstrap: b, Device: device, HTTP: plain, HTTPS: secure, Version: program.Version(), Log: log})
 	if err != nil {
 		return errors.Join(fmt.Errorf("start edge: %w", err), plain.Close(), secure.Close())
 	}
 	return s.Serve(ctx)
-}
-
-// Version is the version that this program was built as.
-func Version() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok || info.Main.Version == "" {
-		return "(devel)"
-	}
-	return info.Main.Version
 }
 
 // listen opens a public listener, and says what to do when it cannot.

@@ -11,12 +11,12 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"syscall"
 
 	"github.com/spf13/cobra"
 
 	"github.com/kokoa-proxy/kokoa/edge/api"
+	"github.com/kokoa-proxy/kokoa/internal/program"
 	"github.com/kokoa-proxy/kokoa/reconciler/plan"
 	"github.com/kokoa-proxy/kokoa/schema"
 )
@@ -104,7 +104,7 @@ Exit codes: 0 done or nothing to do, 1 error, 2 changes (with --detailed-exitcod
 6 applied partly, 9 cancelled or timed out.`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
-		Version:       version(),
+		Version:       program.Version(),
 		Args:          cobra.NoArgs,
 		RunE:          func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
@@ -112,13 +112,6 @@ Exit codes: 0 done or nothing to do, 1 error, 2 changes (with --detailed-exitcod
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.AddCommand(vetCommand(), planCommand(), applyCommand(), serveCommand(), demoCommand(), secretCommand())
 	return root
-}
-
-func version() string {
-	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
-		return info.Main.Version
-	}
-	return "(devel)"
 }
 
 // logger writes for people, or JSON for machines.
