@@ -207,7 +207,14 @@ func (a *assembly) checkAddresses() {
 				continue
 			}
 			if first, taken := public[address]; taken {
-				clash(p, path, "address "+address.String(), first)
+				// Edges on other ports of one host, as for a trial: DNS cannot tell
+				// them apart.
+				a.warn(p.file, finding{
+					code: CodeShared, at: p.mark(path),
+					message: fmt.Sprintf("address %s of %s is that of %s", address, p.title(), first.title()),
+					hint:    "visitors reach one of the two there, and DNS keeps the address while either serves",
+					related: []relation{{first.file, first.mark(first.path), "first here"}},
+				})
 				continue
 			}
 			public[address] = owner{p, path}

@@ -64,6 +64,8 @@ const (
 	CodeExpired Code = "K1201"
 	// CodeNoEdge: routes, and no edge to serve them.
 	CodeNoEdge Code = "K1202"
+	// CodeShared: two edges with one public address.
+	CodeShared Code = "K1203"
 )
 
 // Severity says whether a Diagnostic keeps the fleet from loading.
