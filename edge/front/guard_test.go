@@ -51,10 +51,9 @@ func TestGuardPoisons(t *testing.T) {
 	for i := range requests {
 		for _, bad := range []string{"\x00", "\n", "\r"} {
 			in := requests[:i] + bad + requests[i:]
-			got, err := through(strings.NewReader(in))
-			if len(got) > i && !strings.Contains(got, poison) && err == nil && strings.HasPrefix(in, got) && len(got) == len(in) {
-				// Inside of a body every byte is as good as another; what follows
-				// the body is then shifted, and must be refused.
+			// Inside of a body every byte is as good as another: there the request
+			// after it begins at the wrong byte, and must be refused.
+			if got, err := through(strings.NewReader(in)); err == nil && !strings.HasSuffix(got, poison) {
 				t.Errorf("%q at %d passed", bad, i)
 			}
 		}

@@ -85,6 +85,12 @@ const (
 	// never up is checked after this time, then twice, four times it and so on. The
 	// interval is used where it is shorter.
 	confirm = time.Second
+	// settling is how many first checks in a row may fail before the service is
+	// called down, firstRetry the time to the second; it doubles. Both together
+	// are how long an agent may take to get the config that names the service:
+	// 50 ms, 100 ms … 1.6 s, three seconds in all.
+	settling   = 6
+	firstRetry = 50 * time.Millisecond
 	// checksAtOnce, per agent: a dead agent must not hold up the checks of another.
 	checksAtOnce = 16
 	// firstSpread, times their number, is the time over which first checks are
@@ -180,6 +186,12 @@ func (u *Upstream) record(rtt time.Duration, err error, log *slog.Logger) time.D
 		u.state.Error = err.Error()
 	}
 	known := u.state.Up != nil
+	if !known && !ok && u.misses < settling {
+		// A service that a config has just named: the agent may not have that
+		// config yet. Nothing is concluded.
+		u.misses++
+		return min(u.health.Interval, firstRetry<<(u.misses-1))
+	}
 	if known && *u.state.Up == ok {
 		u.streak = 0
 	} else {
@@ -208,7 +220,7 @@ func (u *Upstream) record(rtt time.Duration, err error, log *slog.Logger) time.D
 		return u.health.Interval
 	case !u.beenUp:
 		u.misses++
-		return min(u.health.Interval, confirm<<min(u.misses-1, 10))
+		return min(u.health.Interval, confirm<<min(u.misses-settling-1, 10))
 	case u.streak > 0:
 		return min(u.health.Interval, confirm)
 	}

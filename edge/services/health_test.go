@@ -20,31 +20,41 @@ import (
 
 var silent = slog.New(slog.DiscardHandler)
 
-// TestHysteresis: three failures take a service down, two successes bring it back,
-// and the first check decides alone.
+// TestHysteresis: three failures take a service down, two successes bring it back.
+// The first success decides alone; the first failures may be the agent's, which has
+// yet to get the config, and decide nothing for three seconds.
 func TestHysteresis(t *testing.T) {
 	down := errors.New("down")
 	const interval = 10 * time.Second
 	type step struct {
 		err  error
-		up   bool
+		up   string // up, down or unknown
 		next time.Duration
 	}
 	for name, steps := range map[string][]step{
-		"up from the first":         {{nil, true, interval}, {nil, true, interval}},
-		"down from the first":       {{down, false, time.Second}, {down, false, 2 * time.Second}, {down, false, 4 * time.Second}, {down, false, 8 * time.Second}, {down, false, interval}, {nil, true, interval}},
-		"two failures are forgiven": {{nil, true, interval}, {down, true, interval}, {down, true, interval}, {nil, true, interval}, {down, true, interval}, {down, true, interval}},
-		"three take it down":        {{nil, true, interval}, {down, true, interval}, {down, true, interval}, {down, false, interval}},
-		"two bring it back":         {{nil, true, interval}, {down, true, interval}, {down, true, interval}, {down, false, interval}, {nil, false, time.Second}, {nil, true, interval}},
-		"one is not enough":         {{nil, true, interval}, {down, true, interval}, {down, true, interval}, {down, false, interval}, {nil, false, time.Second}, {down, false, interval}, {nil, false, time.Second}, {nil, true, interval}},
+		"up from the first": {{nil, "up", interval}, {nil, "up", interval}},
+		"down from the first": {
+			{down, "unknown", 50 * time.Millisecond}, {down, "unknown", 100 * time.Millisecond}, {down, "unknown", 200 * time.Millisecond},
+			{down, "unknown", 400 * time.Millisecond}, {down, "unknown", 800 * time.Millisecond}, {down, "unknown", 1600 * time.Millisecond},
+			{down, "down", time.Second}, {down, "down", 2 * time.Second}, {down, "down", 4 * time.Second}, {down, "down", 8 * time.Second}, {down, "down", interval}, {nil, "up", interval},
+		},
+		"up once the agent knows":   {{down, "unknown", 50 * time.Millisecond}, {nil, "up", interval}},
+		"two failures are forgiven": {{nil, "up", interval}, {down, "up", interval}, {down, "up", interval}, {nil, "up", interval}, {down, "up", interval}, {down, "up", interval}},
+		"three take it down":        {{nil, "up", interval}, {down, "up", interval}, {down, "up", interval}, {down, "down", interval}},
+		"two bring it back":         {{nil, "up", interval}, {down, "up", interval}, {down, "up", interval}, {down, "down", interval}, {nil, "down", time.Second}, {nil, "up", interval}},
+		"one is not enough":         {{nil, "up", interval}, {down, "up", interval}, {down, "up", interval}, {down, "down", interval}, {nil, "down", time.Second}, {down, "down", interval}, {nil, "down", time.Second}, {nil, "up", interval}},
 	} {
 		u := &Upstream{health: withDefaults(api.Health{})}
 		u.usable.Store(true)
 		for i, s := range steps {
 			next := u.record(time.Millisecond, s.err, silent)
 			state := u.State()
-			if *state.Up != s.up || u.Usable() != s.up || next != s.next {
-				t.Errorf("%s, step %d: up %v, usable %v, next in %v; want %v, %v", name, i, *state.Up, u.Usable(), next, s.up, s.next)
+			got := "unknown"
+			if state.Up != nil {
+				got = map[bool]string{true: "up", false: "down"}[*state.Up]
+			}
+			if got != s.up || u.Usable() != (s.up != "down") || next != s.next {
+				t.Errorf("%s, step %d: %s, usable %v, next in %v; want %s, %v", name, i, got, u.Usable(), next, s.up, s.next)
 			}
 			if (state.Error == "") != (s.err == nil) {
 				t.Errorf("%s, step %d: error %q", name, i, state.Error)
