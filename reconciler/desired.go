@@ -101,7 +101,18 @@ func Desired(f *fleet.Fleet, secret keys.Secret, w World) Desire {
 	d.routes()
 	d.certificates()
 	d.records()
+	d.probes()
 	return d.Desire
+}
+
+// probes: an edge that has not tried a service yet will soon have.
+func (d *desiring) probes() {
+	for _, edge := range d.fleet.EdgeNames() {
+		untried := func(s api.ServiceState) bool { return s.Up == nil }
+		if slices.ContainsFunc(d.world.Edges[edge].State.Services, untried) {
+			d.Pending = append(d.Pending, "edge "+edge+" is trying its services")
+		}
+	}
 }
 
 type desiring struct {

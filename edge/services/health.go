@@ -33,9 +33,10 @@ type Upstream struct {
 	mu    sync.Mutex
 	state api.ServiceState
 	// streak counts results in a row that contradict state.Up, beenUp is whether
-	// the service was ever seen up, and misses how often it was not before.
-	streak, misses int
-	beenUp         bool
+	// the service was ever seen up, and misses how often it was not before;
+	// refusals is how often the agent did not know it yet.
+	streak, misses, refusals int
+	beenUp                   bool
 }
 
 // RoundTrip sends one request to the service, whatever its health. The request's
@@ -85,9 +86,9 @@ const (
 	// never up is checked after this time, then twice, four times it and so on. The
 	// interval is used where it is shorter.
 	confirm = time.Second
-	// settling is how many first checks in a row may fail before the service is
-	// called down, firstRetry the time to the second; it doubles. Both together
-	// are how long an agent may take to get the config that names the service:
+	// settling is how many first checks in a row an agent may refuse before the
+	// service is called down, firstRetry the time to the second; it doubles. Both
+	// together are how long an agent may take to get the config that names the service:
 	// 50 ms, 100 ms … 1.6 s, three seconds in all.
 	settling   = 6
 	firstRetry = 50 * time.Millisecond
@@ -186,11 +187,11 @@ func (u *Upstream) record(rtt time.Duration, err error, log *slog.Logger) time.D
 		u.state.Error = err.Error()
 	}
 	known := u.state.Up != nil
-	if !known && !ok && u.misses < settling {
-		// A service that a config has just named: the agent may not have that
+	if !known && u.refusals < settling && errors.Is(err, stream.ErrRefused) {
+		// A config has just named the service, and the agent may not have that
 		// config yet. Nothing is concluded.
-		u.misses++
-		return min(u.health.Interval, firstRetry<<(u.misses-1))
+		u.refusals++
+		return min(u.health.Interval, firstRetry<<(u.refusals-1))
 	}
 	if known && *u.state.Up == ok {
 		u.streak = 0
@@ -220,7 +221,7 @@ func (u *Upstream) record(rtt time.Duration, err error, log *slog.Logger) time.D
 		return u.health.Interval
 	case !u.beenUp:
 		u.misses++
-		return min(u.health.Interval, confirm<<min(u.misses-settling-1, 10))
+		return min(u.health.Interval, confirm<<min(u.misses-1, 10))
 	case u.streak > 0:
 		return min(u.health.Interval, confirm)
 	}

@@ -21,10 +21,10 @@ import (
 var silent = slog.New(slog.DiscardHandler)
 
 // TestHysteresis: three failures take a service down, two successes bring it back.
-// The first success decides alone; the first failures may be the agent's, which has
-// yet to get the config, and decide nothing for three seconds.
+// The first check decides alone, but for a refusal: the agent may have yet to get the
+// config, and has three seconds.
 func TestHysteresis(t *testing.T) {
-	down := errors.New("down")
+	down, refused := errors.New("down"), fmt.Errorf("check: %w", stream.ErrRefused)
 	const interval = 10 * time.Second
 	type step struct {
 		err  error
@@ -33,12 +33,13 @@ func TestHysteresis(t *testing.T) {
 	}
 	for name, steps := range map[string][]step{
 		"up from the first": {{nil, "up", interval}, {nil, "up", interval}},
-		"down from the first": {
-			{down, "unknown", 50 * time.Millisecond}, {down, "unknown", 100 * time.Millisecond}, {down, "unknown", 200 * time.Millisecond},
-			{down, "unknown", 400 * time.Millisecond}, {down, "unknown", 800 * time.Millisecond}, {down, "unknown", 1600 * time.Millisecond},
-			{down, "down", time.Second}, {down, "down", 2 * time.Second}, {down, "down", 4 * time.Second}, {down, "down", 8 * time.Second}, {down, "down", interval}, {nil, "up", interval},
+		"refused from the first": {
+			{refused, "unknown", 50 * time.Millisecond}, {refused, "unknown", 100 * time.Millisecond}, {refused, "unknown", 200 * time.Millisecond},
+			{refused, "unknown", 400 * time.Millisecond}, {refused, "unknown", 800 * time.Millisecond}, {refused, "unknown", 1600 * time.Millisecond},
+			{refused, "down", time.Second}, {refused, "down", 2 * time.Second},
 		},
-		"up once the agent knows":   {{down, "unknown", 50 * time.Millisecond}, {nil, "up", interval}},
+		"down from the first":       {{down, "down", time.Second}, {down, "down", 2 * time.Second}, {down, "down", 4 * time.Second}, {down, "down", 8 * time.Second}, {down, "down", interval}, {nil, "up", interval}},
+		"up once the agent knows":   {{refused, "unknown", 50 * time.Millisecond}, {nil, "up", interval}},
 		"two failures are forgiven": {{nil, "up", interval}, {down, "up", interval}, {down, "up", interval}, {nil, "up", interval}, {down, "up", interval}, {down, "up", interval}},
 		"three take it down":        {{nil, "up", interval}, {down, "up", interval}, {down, "up", interval}, {down, "down", interval}},
 		"two bring it back":         {{nil, "up", interval}, {down, "up", interval}, {down, "up", interval}, {down, "down", interval}, {nil, "down", time.Second}, {nil, "up", interval}},
