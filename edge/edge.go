@@ -138,6 +138,7 @@ func New(o Options) (*Server, error) {
 			return nil
 		},
 		Challenge: func(token string) (string, bool) { return s.challenges.get(token, s.now()) },
+		HTTPPort:  portOf(o.HTTP),
 		HTTPSPort: portOf(o.HTTPS),
 		Log:       s.log,
 		Now:       s.now,

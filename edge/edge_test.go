@@ -508,13 +508,30 @@ func TestServesRoutes(t *testing.T) {
 			t.Errorf("%s: %d %q; want %q", url, status, body, want)
 		}
 	}
-	resp, err := c.Get("http://user1.example.com/a%2Fb?c=d;e")
+	// By the port that is listened on, to the one beside it; by any other, which
+	// somebody maps here, to where their visitors' HTTPS is.
+	_, plainPort, err := net.SplitHostPort(w.http)
 	if err != nil {
 		t.Fatal(err)
 	}
-	resp.Body.Close()
-	if want := "https://user1.example.com:" + port + "/a%2Fb?c=d;e"; resp.StatusCode != 308 || resp.Header.Get("Location") != want {
-		t.Errorf("redirect: %d to %s; want %s", resp.StatusCode, resp.Header.Get("Location"), want)
+	for host, want := range map[string]string{
+		"user1.example.com:" + plainPort: "https://user1.example.com:" + port + "/a%2Fb?c=d;e",
+		"user1.example.com":              "https://user1.example.com/a%2Fb?c=d;e",
+		"user1.example.com:8000":         "https://user1.example.com/a%2Fb?c=d;e",
+	} {
+		r, err := http.NewRequest("GET", "http://user1.example.com/a%2Fb?c=d;e", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Host = host
+		resp, err := c.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != 308 || resp.Header.Get("Location") != want {
+			t.Errorf("redirect of %s: %d to %s; want %s", host, resp.StatusCode, resp.Header.Get("Location"), want)
+		}
 	}
 	if status, _ := get(t, c, "http://unknown.org/"); status != 404 {
 		t.Errorf("unknown host: %d; want 404", status)

@@ -560,3 +560,35 @@ func TestTwoPushesInARowAreNoDrift(t *testing.T) {
 		}
 	}
 }
+
+// A host that is set up anew gets another name and key, and the address of the one
+// before; two hosts may also swap theirs.
+func TestAnAddressChangesHands(t *testing.T) {
+	w := newTestWorld(t, "osaka", "tokyo")
+	f := newFleet("blog", "shop")
+	r := f.Routes["shop"]
+	r.Upstreams = []fleet.Upstream{{Origin: "rpi-home", Service: "http://localhost:3000"}}
+	f.Routes["shop"] = r
+	w.converge(w.commit(f))
+
+	swapped := without(f)
+	swapped.Origins = maps.Clone(f.Origins)
+	a, b := f.Origins["rpi-home"], f.Origins["vm1"]
+	a.TunnelAddress, b.TunnelAddress = b.TunnelAddress, a.TunnelAddress
+	swapped.Origins["rpi-home"], swapped.Origins["vm1"] = a, b
+	w.converge(w.commit(swapped))
+
+	anew := without(f)
+	anew.Origins = maps.Clone(f.Origins)
+	delete(anew.Origins, "vm1")
+	host := b
+	host.Name, host.PublicKey, host.TunnelAddress = "vm2", keys.Private{8, 77}.Public(), f.Origins["vm1"].TunnelAddress
+	anew.Origins["vm2"] = host
+	r = anew.Routes["blog"]
+	r.Upstreams = []fleet.Upstream{{Origin: "vm2", Service: "http://localhost:3000"}}
+	anew.Routes["blog"] = r
+	w.converge(w.commit(anew))
+	if got := w.answer("blog.kokoa.test"); !slices.Equal(got, both) {
+		t.Errorf("answers %v", got)
+	}
+}

@@ -29,8 +29,10 @@ type Handler struct {
 	Live func() *Snapshot
 	// Challenge is the key authorization of an ACME token, if it is known.
 	Challenge func(token string) (string, bool)
-	// HTTPSPort is where plain requests are redirected to.
-	HTTPSPort uint16
+	// HTTPSPort is where a plain request is redirected to that named HTTPPort, the
+	// one that is listened on. One that came by another port came by somebody's
+	// mapping, and goes to 443. 0 for none.
+	HTTPPort, HTTPSPort uint16
 	Log       *slog.Logger
 	// Now is the clock that routes expire by; nil is time.Now.
 	Now func() time.Time
@@ -216,8 +218,8 @@ const notServed = "nothing is served here"
 
 // redirect sends a plain request to HTTPS (RFC 9110 section 15.4.9).
 func (x *exchange) redirect(host string) {
-	if p := x.h.HTTPSPort; p != 443 && p != 0 {
-		host = net.JoinHostPort(host, port(p))
+	if _, asked, err := net.SplitHostPort(x.in.Host); err == nil && asked == port(x.h.HTTPPort) && x.h.HTTPSPort != 443 {
+		host = net.JoinHostPort(host, port(x.h.HTTPSPort))
 	}
 	to := url.URL{Scheme: "https", Host: host, Path: x.in.URL.Path, RawPath: x.in.URL.RawPath, RawQuery: x.in.URL.RawQuery, ForceQuery: x.in.URL.ForceQuery}
 	x.leaveBody()

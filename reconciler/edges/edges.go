@@ -455,6 +455,7 @@ func Next(c api.Config, changes []plan.Change) api.Config {
 			agents[name] = spec.Signed
 		}
 	}
+	giveWay(peers, routes, agents, changes)
 	next := api.Config{
 		Peers:  slices.Collect(maps.Values(peers)),
 		Routes: slices.Collect(maps.Values(routes)),
@@ -462,6 +463,31 @@ func Next(c api.Config, changes []plan.Change) api.Config {
 	}
 	next.Normalize()
 	return next
+}
+
+// giveWay drops the peers whose address or key a changed peer now has, with what
+// hangs on them. Deletes come last in a turn, but two peers cannot share an address
+// until then: the one that Git no longer wants loses it first.
+func giveWay(peers map[string]api.Peer, routes map[string]api.Route, agents map[string]api.Signed, changes []plan.Change) {
+	changed := map[string]bool{}
+	for _, c := range changes {
+		if c.Ref.Kind == plan.Peer && c.Action != plan.Delete {
+			changed[c.Ref.Name] = true
+		}
+	}
+	for winner := range changed {
+		for name, p := range peers {
+			w := peers[winner]
+			if changed[name] || p.Address != w.Address && p.PublicKey != w.PublicKey || p.Address == w.Address && p.PublicKey == w.PublicKey {
+				continue
+			}
+			delete(peers, name)
+			delete(agents, name)
+			maps.DeleteFunc(routes, func(_ string, r api.Route) bool {
+				return slices.ContainsFunc(r.Upstreams, func(u api.Upstream) bool { return u.Agent == name })
+			})
+		}
+	}
 }
 
 // Challenges answers ACME HTTP-01 challenges (RFC 8555 section 8.3) on every edge in
