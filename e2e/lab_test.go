@@ -35,6 +35,7 @@ import (
 	"github.com/kokoa-proxy/kokoa/edge/api"
 	"github.com/kokoa-proxy/kokoa/fleet"
 	"github.com/kokoa-proxy/kokoa/keys"
+	"github.com/kokoa-proxy/kokoa/reconciler"
 	"github.com/kokoa-proxy/kokoa/reconciler/certs/certstest"
 	"github.com/kokoa-proxy/kokoa/reconciler/dns/dnstest"
 )
@@ -47,8 +48,15 @@ const (
 
 var network = netip.MustParsePrefix("10.86.0.0/16")
 
+// builtEnv names the folder of the binaries for a test that runs in a process of its
+// own.
+const builtEnv = "KOKOA_E2E_BINARIES"
+
 // binaries are the programs, built once for all tests.
 var binaries = sync.OnceValues(func() (string, error) {
+	if dir := os.Getenv(builtEnv); dir != "" {
+		return dir, nil
+	}
 	dir, err := os.MkdirTemp("", "kokoa-e2e-")
 	if err != nil {
 		return "", err
@@ -64,8 +72,10 @@ var binaries = sync.OnceValues(func() (string, error) {
 
 func TestMain(m *testing.M) {
 	code := m.Run()
-	if dir, _ := binaries(); dir != "" {
-		os.RemoveAll(dir)
+	if os.Getenv(builtEnv) == "" {
+		if dir, _ := binaries(); dir != "" {
+			os.RemoveAll(dir)
+		}
 	}
 	os.Exit(code)
 }
@@ -78,12 +88,12 @@ type node struct {
 	tunnel  netip.Addr
 	// ports that an edge listens on.
 	http, https, wireguard uint16
-	// command makes a process of the host.
-	command func(program string, args ...string) *exec.Cmd
+	// launch starts a process on the host.
+	launch func(*exec.Cmd) error
 
 	key     keys.Private
 	program string
-	config  string
+	args    []string
 	log     *demotest.Output
 	cmd     *exec.Cmd
 	done    chan struct{}
@@ -102,11 +112,12 @@ type lab struct {
 	tunnel  string
 
 	control *node
-	status  string
-	issuer  *certstest.Issuer
-	dns     *dnstest.Server
-	repo    string
-	clone   string
+	// statusAddr is where the control plane tells how it stands.
+	statusAddr string
+	issuer     *certstest.Issuer
+	dns        *dnstest.Server
+	repo       string
+	clone      string
 }
 
 func newLab(t *testing.T, kind string) *lab {
@@ -135,13 +146,13 @@ func (l *lab) start(n *node) {
 			}
 		})
 	}
-	n.cmd = n.command(filepath.Join(l.bin, n.program), "run", "--config", n.config)
-	n.cmd.Stdout, n.cmd.Stderr = n.log, n.log
-	n.done = make(chan struct{})
-	if err := n.cmd.Start(); err != nil {
+	cmd, done := exec.Command(filepath.Join(l.bin, n.program), n.args...), make(chan struct{})
+	cmd.Stdout, cmd.Stderr = n.log, n.log
+	if err := n.launch(cmd); err != nil {
 		l.t.Fatalf("start %s: %v", n.name, err)
 	}
-	go func(cmd *exec.Cmd, done chan struct{}) { cmd.Wait(); close(done) }(n.cmd, n.done)
+	n.cmd, n.done = cmd, done
+	go func() { cmd.Wait(); close(done) }()
 }
 
 // kill ends a node's program as a power cut does.
@@ -199,10 +210,11 @@ func (l *lab) configure(n *node, bootstrap any) {
 	if err != nil {
 		l.t.Fatal(err)
 	}
-	n.config = filepath.Join(l.dir, n.name+".json")
-	if err := os.WriteFile(n.config, data, 0o600); err != nil {
+	path := filepath.Join(l.dir, n.name+".json")
+	if err := os.WriteFile(path, data, 0o600); err != nil {
 		l.t.Fatal(err)
 	}
+	n.args = []string{"run", "--config", path}
 }
 
 // startControl runs Knot and Pebble, makes a fleet repo, and serves it.
@@ -243,13 +255,15 @@ fleet: {
 		l.write("origins-"+a.name+".cue", fmt.Sprintf("package fleet\n\norigin: %q: {\n\tpublic_key: %q\n\ttunnel_address: %q\n}\n", a.name, a.key.Public(), a.tunnel))
 	}
 	l.push("Begin")
-	l.status = "127.0.0.1:" + strconv.Itoa(freePort(t))
-	l.control = &node{name: "control", program: "kokoa"}
-	l.control.command = func(program string, _ ...string) *exec.Cmd {
-		return exec.Command(program, "serve", "--repo", l.repo, "--secret-file", filepath.Join(l.dir, "secret"),
-			"--state", filepath.Join(l.dir, "state"), "--listen", l.status, "--interval", "1s", "--grace", "5s")
-	}
+	l.statusAddr = "127.0.0.1:" + strconv.Itoa(freePort(t))
+	l.control = &node{name: "control", program: "kokoa", launch: (*exec.Cmd).Start, args: l.serve("state")}
 	l.start(l.control)
+}
+
+// serve is the arguments of a control plane that keeps its state in a folder.
+func (l *lab) serve(state string) []string {
+	return []string{"serve", "--repo", l.repo, "--secret-file", filepath.Join(l.dir, "secret"),
+		"--state", filepath.Join(l.dir, state), "--listen", l.statusAddr, "--interval", "1s", "--grace", "5s"}
 }
 
 func (l *lab) write(name, text string) {
@@ -336,40 +350,121 @@ func (l *lab) answers(host string, want []string) error {
 	return nil
 }
 
-// load keeps asking for a page on a few kept connections of both protocols until
-// stop is called, which says how many answers there were and what failed.
-func (l *lab) load(url string) (stop func() (int64, error)) {
-	var answered atomic.Int64
-	var mu sync.Mutex
-	var failed error
+// status is the part of the status API's answer that tests look at.
+type status struct {
+	Phase   reconciler.Phase
+	Error   string
+	Applied reconciler.RevisionStatus
+	Failed  []reconciler.FailedChange
+	Edges   []reconciler.EdgeStatus
+	Origins []reconciler.OriginStatus
+}
+
+func (l *lab) report() (status, error) {
+	var s status
+	resp, err := http.Get("http://" + l.statusAddr + "/api/v1/status")
+	if err != nil {
+		return s, err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return s, errStatus(resp.StatusCode)
+	}
+	return s, json.NewDecoder(resp.Body).Decode(&s)
+}
+
+// settled waits until the head of the repo is live and nothing is left to do.
+func (l *lab) settled() {
+	l.t.Helper()
+	head := strings.TrimSpace(demotest.Git(l.t, l.clone, "rev-parse", "HEAD"))
+	demotest.Eventually(l.t, limit, func() error {
+		s, err := l.report()
+		if err == nil && (s.Phase != reconciler.Settled || s.Applied.Commit != head) {
+			err = fmt.Errorf("%s at %s, want %s to be settled: %s %v", s.Phase, s.Applied.Commit, head, s.Error, s.Failed)
+		}
+		return err
+	})
+}
+
+// visitors keep asking for a page, each on a kept connection.
+type visitors struct {
+	t    *testing.T
+	stop func()
+	all  []*visitor
+}
+
+type visitor struct {
+	name     string
+	answered atomic.Int64
+	// failed is set before done is closed.
+	failed error
+	done   chan struct{}
+}
+
+// visit sends a visitor for each protocol through every edge.
+func (l *lab) visit(url string) *visitors { return l.visitThrough(url, l.edges...) }
+
+func (l *lab) visitThrough(url string, edges ...*node) *visitors {
 	ctx, cancel := context.WithCancel(context.Background())
-	var wg sync.WaitGroup
-	for _, e := range l.edges {
+	vs := &visitors{t: l.t, stop: cancel}
+	for _, e := range edges {
 		for _, h2 := range []bool{true, false} {
 			c := l.client(e)
 			c.Transport.(*http.Transport).ForceAttemptHTTP2 = h2
-			wg.Go(func() {
-				for ctx.Err() == nil {
+			v := &visitor{name: fmt.Sprintf("through %s (h2 %t)", e.name, h2), done: make(chan struct{})}
+			vs.all = append(vs.all, v)
+			go func() {
+				defer close(v.done)
+				defer c.CloseIdleConnections()
+				for ctx.Err() == nil && v.failed == nil {
 					code, _, err := get(c, url)
 					if err == nil && code != 200 {
-						err = fmt.Errorf("status %d", code)
+						err = errStatus(code)
 					}
-					if err != nil {
-						mu.Lock()
-						failed = errors.Join(failed, fmt.Errorf("through %s: %w", e.name, err))
-						mu.Unlock()
-						return
+					if v.failed = err; err == nil {
+						v.answered.Add(1)
 					}
-					answered.Add(1)
 				}
-			})
+			}()
 		}
 	}
-	return func() (int64, error) {
-		cancel()
-		wg.Wait()
-		return answered.Load(), failed
+	l.t.Cleanup(func() { vs.leave() })
+	return vs
+}
+
+// more waits until each visitor has got n more answers.
+func (vs *visitors) more(n int64) {
+	vs.t.Helper()
+	var goals []int64
+	for _, v := range vs.all {
+		goals = append(goals, v.answered.Load()+n)
 	}
+	demotest.Eventually(vs.t, limit, func() error {
+		for i, v := range vs.all {
+			select {
+			case <-v.done:
+				vs.t.Fatalf("%s: %v", v.name, v.failed)
+			default:
+			}
+			if got := v.answered.Load(); got < goals[i] {
+				return fmt.Errorf("%s: %d answers, want %d", v.name, got, goals[i])
+			}
+		}
+		return nil
+	})
+}
+
+// leave ends the visits, and says how many answers there were and what failed.
+func (vs *visitors) leave() (answers int64, failed error) {
+	vs.stop()
+	for _, v := range vs.all {
+		<-v.done
+		answers += v.answered.Load()
+		if v.failed != nil {
+			failed = errors.Join(failed, fmt.Errorf("%s: %w", v.name, v.failed))
+		}
+	}
+	return answers, failed
 }
 
 func freePort(t *testing.T) int {

@@ -1,12 +1,15 @@
 package e2e
 
 import (
+	"fmt"
+	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
+	"slices"
 	"testing"
 	"time"
 
@@ -15,8 +18,8 @@ import (
 )
 
 // newLoopback is a lab on this host: user-space tunnels, two edges on two addresses,
-// one agent.
-func newLoopback(t *testing.T) *lab {
+// one agent. Each change is made to it before anything starts.
+func newLoopback(t *testing.T, changes ...func(*lab)) *lab {
 	l := newLab(t, "userspace")
 	service := httptest.NewServer(http.HandlerFunc(page))
 	t.Cleanup(service.Close)
@@ -24,14 +27,17 @@ func newLoopback(t *testing.T) *lab {
 	for i, name := range []string{"osaka", "tokyo"} {
 		l.edges = append(l.edges, &node{
 			name: name, address: netip.AddrFrom4([4]byte{127, 0, 0, byte(1 + i)}), tunnel: netip.AddrFrom4([4]byte{10, 86, 0, byte(16 + i)}),
-			http: uint16(freePort(t)), https: uint16(freePort(t)), wireguard: uint16(freePort(t)), command: exec.Command,
+			http: uint16(freePort(t)), https: uint16(freePort(t)), wireguard: uint16(freePort(t)), launch: (*exec.Cmd).Start,
 		})
 	}
 	key, err := keys.NewPrivate()
 	if err != nil {
 		t.Fatal(err)
 	}
-	l.agents = []*node{{name: "vm1", tunnel: netip.MustParseAddr("10.86.1.1"), key: key, command: exec.Command}}
+	l.agents = []*node{{name: "vm1", tunnel: netip.MustParseAddr("10.86.1.1"), key: key, launch: (*exec.Cmd).Start}}
+	for _, change := range changes {
+		change(l)
+	}
 	l.startEdges()
 	l.startControl()
 	l.startAgents()
@@ -46,14 +52,15 @@ func TestACommitBecomesAPage(t *testing.T) {
 	l.push("Publish the blog")
 	l.live("blog.example.com")
 
-	stop := l.load("https://blog.example.com/")
+	visitors := l.visit("https://blog.example.com/")
 	l.route("shop", "/")
 	l.push("Publish the shop")
 	l.live("shop.example.com")
 	l.route("wiki", "/")
 	l.push("Publish the wiki")
 	l.live("wiki.example.com")
-	n, err := stop()
+	visitors.more(10)
+	n, err := visitors.leave()
 	if err != nil || n == 0 {
 		t.Errorf("%d answers during two commits, and %v", n, err)
 	}
@@ -77,10 +84,10 @@ func TestTheControlPlaneIsGone(t *testing.T) {
 	l.push("Publish the blog")
 	l.live("blog.example.com")
 
-	stop := l.load("https://blog.example.com/")
+	visitors := l.visit("https://blog.example.com/")
 	l.kill(l.control)
-	time.Sleep(500 * time.Millisecond)
-	if n, err := stop(); err != nil || n == 0 {
+	visitors.more(100)
+	if n, err := visitors.leave(); err != nil {
 		t.Errorf("visible: %d answers, %v", n, err)
 	}
 	for _, n := range append(l.edges[:2:2], l.agents...) {
@@ -98,10 +105,7 @@ func TestTheControlPlaneIsGone(t *testing.T) {
 	l.live("blog.example.com")
 
 	// A new one on an empty disk takes up the same fleet.
-	l.control.command = func(program string, _ ...string) *exec.Cmd {
-		return exec.Command(program, "serve", "--repo", l.repo, "--secret-file", filepath.Join(l.dir, "secret"),
-			"--state", filepath.Join(l.dir, "state-of-another-host"), "--listen", l.status, "--interval", "1s")
-	}
+	l.control.args = l.serve("state-of-another-host")
 	l.start(l.control)
 	l.route("shop", "/")
 	l.push("Publish the shop")
@@ -148,8 +152,50 @@ func TestUnpublishing(t *testing.T) {
 		})
 	}
 	l.live("blog.example.com")
-	out, err := exec.Command("curl", "-s", "http://"+l.status+"/api/v1/status").Output()
-	if err != nil || !strings.Contains(string(out), `"phase": "settled"`) {
-		t.Errorf("status: %v %.300s", err, out)
+	l.settled()
+}
+
+// A control plane that is killed at any moment of applying leaves nothing that the
+// next one does not finish.
+func TestTheControlPlaneIsKilledWhileItApplies(t *testing.T) {
+	l := newLoopback(t)
+	l.route("blog", "/")
+	l.push("Publish the blog")
+	l.live("blog.example.com")
+
+	visitors := l.visit("https://blog.example.com/")
+	var hosts []string
+	for round := range 6 {
+		for n := range 30 {
+			l.route(fmt.Sprintf("app%d", n), fmt.Sprintf("/v%d", round))
+			hosts = append(hosts, fmt.Sprintf("app%d.example.com", n))
+		}
+		l.push(fmt.Sprintf("Version %d of thirty apps", round))
+		// A moment at which a turn may stand anywhere.
+		moment := rand.N(600 * time.Millisecond)
+		t.Logf("killed %s after push %d", moment, round)
+		time.Sleep(moment)
+		l.kill(l.control)
+		l.start(l.control)
+	}
+	l.settled()
+	visitors.more(1)
+	if n, err := visitors.leave(); err != nil {
+		t.Errorf("visible: %d answers, %v", n, err)
+	}
+	plan := exec.Command(filepath.Join(l.bin, "kokoa"), "plan", "--detailed-exitcode", "--repo", l.clone, "--secret-file", filepath.Join(l.dir, "secret"))
+	plan.Env = append(os.Environ(), "XDG_CACHE_HOME="+filepath.Join(l.dir, "cache"))
+	if out, err := plan.CombinedOutput(); err != nil {
+		t.Errorf("the plan is not empty: %v\n%s", err, out)
+	}
+	for _, host := range slices.Compact(slices.Sorted(slices.Values(hosts))) {
+		if err := l.answers(host, []string{"127.0.0.1", "127.0.0.2"}); err != nil {
+			t.Error(err)
+		}
+	}
+	for _, e := range l.edges {
+		if code, body, err := get(l.client(e), "https://app29.example.com/v5"); err != nil || code != 200 {
+			t.Errorf("through %s: %d %q %v", e.name, code, body, err)
+		}
 	}
 }

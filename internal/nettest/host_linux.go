@@ -13,6 +13,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 )
 
 // Host is a network namespace: it has interfaces, routes and sockets of its own,
@@ -37,7 +38,28 @@ func NewHost(t testing.TB, name string) *Host {
 	if err != nil {
 		t.Fatalf("make network namespace %s: %v", name, err)
 	}
-	t.Cleanup(func() { h.ns.Close() })
+	return h.ready()
+}
+
+// Here is the host that the test itself runs on. A test that joins it to others must
+// have it for itself, as new.
+func Here(t testing.TB) *Host {
+	t.Helper()
+	RequireRoot(t)
+	h := &Host{t: t, name: "here"}
+	err := onThread(func() (err error) {
+		h.ns, err = netns.Get()
+		return err
+	})
+	if err != nil {
+		t.Fatalf("find network namespace: %v", err)
+	}
+	return h.ready()
+}
+
+func (h *Host) ready() *Host {
+	h.t.Helper()
+	h.t.Cleanup(func() { h.ns.Close() })
 	h.Do(func() error {
 		lo, err := netlink.LinkByName("lo")
 		if err != nil {
@@ -71,6 +93,23 @@ func (h *Host) Try(f func() error) error {
 // Start starts a process in the host. The process must not have Pdeathsig, since
 // the thread that starts it ends at once.
 func (h *Host) Start(cmd *exec.Cmd) error { return h.Try(cmd.Start) }
+
+// StartMounted is Start for a process that finds what mount mounts; nobody else
+// does, and it is gone with the process and its children.
+func (h *Host) StartMounted(cmd *exec.Cmd, mount func() error) error {
+	return h.Try(func() error {
+		if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+			return fmt.Errorf("make mount namespace: %w", err)
+		}
+		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+			return fmt.Errorf("keep mounts private: %w", err)
+		}
+		if err := mount(); err != nil {
+			return fmt.Errorf("mount: %w", err)
+		}
+		return cmd.Start()
+	})
+}
 
 // NewRelay starts a relay on the host to server, which the host can reach. It ends
 // with the test.

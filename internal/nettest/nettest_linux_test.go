@@ -5,10 +5,13 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"os/exec"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // mirror is a server that tells each client where it is seen to come from. It
@@ -187,6 +190,28 @@ func TestStartedProcessIsInTheHost(t *testing.T) {
 	}
 	if n := strings.Count(out.String(), ":"); n != 1 || !strings.Contains(out.String(), "lo:") {
 		t.Errorf("the process sees %d interfaces:\n%s", n, out.String())
+	}
+}
+
+func TestMountsAreTheProcessesOwn(t *testing.T) {
+	for _, h := range []*Host{NewHost(t, "host"), Here(t)} {
+		dir := t.TempDir()
+		cmd := exec.Command("sh", "-c", `echo kept > "$0/file" && cat "$0/file"`, dir)
+		var out strings.Builder
+		cmd.Stdout = &out
+		if err := h.StartMounted(cmd, func() error { return unix.Mount("tmpfs", dir, "tmpfs", 0, "") }); err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Wait(); err != nil || out.String() != "kept\n" {
+			t.Errorf("got %q, %v", out.String(), err)
+		}
+		if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+			t.Errorf("the test sees %v, %v", left, err)
+		}
+	}
+	want := errors.New("as it must")
+	if err := Here(t).StartMounted(exec.Command("true"), func() error { return want }); !errors.Is(err, want) {
+		t.Errorf("got %v", err)
 	}
 }
 
