@@ -1,17 +1,13 @@
 package agent
 
 import (
-	"bytes"
 	"crypto/ed25519"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/netip"
-	"os"
-	"syscall"
 
 	"github.com/kokoa-proxy/kokoa/edge/api"
+	"github.com/kokoa-proxy/kokoa/internal/privatefile"
 	"github.com/kokoa-proxy/kokoa/keys"
 	"github.com/kokoa-proxy/kokoa/tunnel"
 )
@@ -38,80 +34,21 @@ type Bootstrap struct {
 	Data string `json:"data"`
 }
 
-// ErrExposed is in the error about a bootstrap file that others than its owner
-// may read: it holds a private key.
-var ErrExposed = errors.New("others can read it")
-
-// bootstrapLimit in bytes is far above any bootstrap file.
-const bootstrapLimit = 1 << 20
-
-// ReadBootstrap reads and checks a bootstrap file. One that others can read, or
-// that belongs to neither this user nor root, is ErrExposed. A mistake in the
-// file carries its place, "file:line:column".
+// ReadBootstrap reads and checks a bootstrap file. One that other users can read is
+// privatefile.ErrExposed, since it holds a private key. A mistake in the file
+// carries its place, and all fields that are wrong are listed at once.
 func ReadBootstrap(path string) (Bootstrap, error) {
-	f, err := os.Open(path)
-	if err != nil {
+	var b Bootstrap
+	if err := privatefile.ReadJSON(path, &b); err != nil {
 		return Bootstrap{}, fmt.Errorf("read bootstrap: %w", err)
 	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return Bootstrap{}, fmt.Errorf("read bootstrap: %w", err)
-	}
-	if !info.Mode().IsRegular() {
-		return Bootstrap{}, fmt.Errorf("read bootstrap: %s is not a file", path)
-	}
-	if mode := info.Mode().Perm(); mode&0o077 != 0 {
-		return Bootstrap{}, fmt.Errorf("read bootstrap: %s has mode %#o, so %w, and it holds a private key; run: chmod 600 %s", path, mode, ErrExposed, path)
-	}
-	if owner, ok := info.Sys().(*syscall.Stat_t); ok && owner.Uid != 0 && int(owner.Uid) != os.Geteuid() {
-		return Bootstrap{}, fmt.Errorf("read bootstrap: %s belongs to user %d, so %w, and it holds a private key; run: chown %d %s", path, owner.Uid, ErrExposed, os.Geteuid(), path)
-	}
-	data, err := io.ReadAll(io.LimitReader(f, bootstrapLimit+1))
-	if err != nil {
-		return Bootstrap{}, fmt.Errorf("read bootstrap: %w", err)
-	}
-	if len(data) > bootstrapLimit {
-		return Bootstrap{}, fmt.Errorf("read bootstrap: %s has more than %d bytes", path, bootstrapLimit)
-	}
-	b, err := decodeBootstrap(path, data)
-	if err != nil {
-		return Bootstrap{}, fmt.Errorf("read bootstrap: %w", err)
+	if err := b.check(); err != nil {
+		return Bootstrap{}, fmt.Errorf("read bootstrap: %s: %w", path, err)
 	}
 	return b, nil
 }
 
-func decodeBootstrap(path string, data []byte) (Bootstrap, error) {
-	var b Bootstrap
-	d := json.NewDecoder(bytes.NewReader(data))
-	d.DisallowUnknownFields()
-	err := d.Decode(&b)
-	if err == nil {
-		if _, terr := d.Token(); terr != io.EOF {
-			return Bootstrap{}, fmt.Errorf("%s: data after the bootstrap", place(path, data, d.InputOffset()))
-		}
-		if err := b.check(); err != nil {
-			return Bootstrap{}, fmt.Errorf("%s: %w", path, err)
-		}
-		return b, nil
-	}
-	at := d.InputOffset()
-	if syntax, ok := errors.AsType[*json.SyntaxError](err); ok {
-		at = syntax.Offset
-	} else if kind, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
-		at = kind.Offset
-	}
-	return Bootstrap{}, fmt.Errorf("%s: %w", place(path, data, at), err)
-}
-
-// place is "path:line:column" of the byte before offset.
-func place(path string, data []byte, offset int64) string {
-	before := data[:min(max(offset-1, 0), int64(len(data)))]
-	line := bytes.Count(before, []byte("\n")) + 1
-	return fmt.Sprintf("%s:%d:%d", path, line, len(before)-bytes.LastIndexByte(before, '\n'))
-}
-
-// check reports every field that an agent cannot start with.
+// check lists every field that an agent cannot start with.
 func (b Bootstrap) check() error {
 	var wrong []error
 	say := func(format string, args ...any) { wrong = append(wrong, fmt.Errorf(format, args...)) }

@@ -2,10 +2,14 @@ package agent
 
 import (
 	"encoding/json"
-	"regexp"
+	"errors"
+	"os"
+	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 
+	"github.com/kokoa-proxy/kokoa/internal/privatefile"
 	"github.com/kokoa-proxy/kokoa/keys"
 )
 
@@ -42,27 +46,36 @@ func TestBootstrapCheck(t *testing.T) {
 	}
 }
 
-func FuzzDecodeBootstrap(f *testing.F) {
-	good, err := json.MarshalIndent(newTestFleet(f).bootstrap, "", "  ")
+func TestReadBootstrap(t *testing.T) {
+	good := newTestFleet(t).bootstrap
+	text, err := json.MarshalIndent(good, "", "  ")
 	if err != nil {
-		f.Fatal(err)
+		t.Fatal(err)
 	}
-	f.Add(good)
-	f.Add(good[:len(good)/2])
-	f.Add([]byte("{\n\"fleet\": 5}"))
-	f.Add([]byte("{}\n{}"))
-	f.Add([]byte(nil))
-	at := regexp.MustCompile(`^rpi\.json(:[1-9][0-9]*:[1-9][0-9]*)?: `)
-	f.Fuzz(func(t *testing.T, data []byte) {
-		b, err := decodeBootstrap("rpi.json", data)
-		if err != nil {
-			if !at.MatchString(err.Error()) {
-				t.Fatalf("%q does not say where", err)
-			}
-			return
+	path := filepath.Join(t.TempDir(), "rpi.json")
+	write := func(text []byte) {
+		t.Helper()
+		if err := os.WriteFile(path, text, 0o600); err != nil {
+			t.Fatal(err)
 		}
-		if err := b.check(); err != nil {
-			t.Fatalf("decoded a bootstrap that is refused: %v", err)
-		}
-	})
+	}
+	write(text)
+	if got, err := ReadBootstrap(path); err != nil || !reflect.DeepEqual(got, good) {
+		t.Errorf("read %+v, %v; want what was written", got, err)
+	}
+	write([]byte("{\n\"fleet\": 5}"))
+	if _, err := ReadBootstrap(path); err == nil || !strings.Contains(err.Error(), "read bootstrap: "+path+":2:") {
+		t.Errorf("%v; want the line of the mistake", err)
+	}
+	write([]byte("{}"))
+	if _, err := ReadBootstrap(path); err == nil || !strings.Contains(err.Error(), path+": fleet is missing\nname is missing\n") {
+		t.Errorf("%v; want all that is missing", err)
+	}
+	write(text)
+	if err := os.Chmod(path, 0o640); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ReadBootstrap(path); !errors.Is(err, privatefile.ErrExposed) {
+		t.Errorf("%v; want ErrExposed", err)
+	}
 }

@@ -45,24 +45,7 @@ func ReadJSON(path string, v any) error {
 	if len(data) > maxSize {
 		return fmt.Errorf("%s has more than %d bytes", path, maxSize)
 	}
-	d := json.NewDecoder(bytes.NewReader(data))
-	d.DisallowUnknownFields()
-	if err := d.Decode(v); err != nil {
-		at := d.InputOffset()
-		var syntax *json.SyntaxError
-		var kind *json.UnmarshalTypeError
-		switch {
-		case errors.As(err, &syntax):
-			at = syntax.Offset
-		case errors.As(err, &kind):
-			at = kind.Offset
-		}
-		return fmt.Errorf("%s: %w", place(path, data, at), err)
-	}
-	if _, err := d.Token(); err != io.EOF {
-		return fmt.Errorf("%s: something stands after the end", place(path, data, d.InputOffset()))
-	}
-	return nil
+	return decode(path, data, v)
 }
 
 // Folder makes a folder that only this user can use, or checks that one that exists
@@ -90,6 +73,28 @@ func check(path string, info os.FileInfo, want os.FileMode) error {
 	}
 	if owner, ok := info.Sys().(*syscall.Stat_t); ok && owner.Uid != 0 && int(owner.Uid) != os.Geteuid() {
 		return fmt.Errorf("%s belongs to user %d, so %w; run: chown %d %s", path, owner.Uid, ErrExposed, os.Geteuid(), path)
+	}
+	return nil
+}
+
+// decode decodes strictly; path is where data is said to stand.
+func decode(path string, data []byte, v any) error {
+	d := json.NewDecoder(bytes.NewReader(data))
+	d.DisallowUnknownFields()
+	if err := d.Decode(v); err != nil {
+		at := d.InputOffset()
+		var syntax *json.SyntaxError
+		var kind *json.UnmarshalTypeError
+		switch {
+		case errors.As(err, &syntax):
+			at = syntax.Offset
+		case errors.As(err, &kind):
+			at = kind.Offset
+		}
+		return fmt.Errorf("%s: %w", place(path, data, at), err)
+	}
+	if _, err := d.Token(); err != io.EOF {
+		return fmt.Errorf("%s: something stands after the end", place(path, data, d.InputOffset()))
 	}
 	return nil
 }

@@ -1,9 +1,11 @@
 package privatefile
 
 import (
+	"encoding/json"
 	"errors"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -57,6 +59,31 @@ func TestReadJSON(t *testing.T) {
 	if err := ReadJSON(filepath.Join(dir, "absent"), &v); !errors.Is(err, os.ErrNotExist) {
 		t.Error(err)
 	}
+}
+
+// Whatever a file holds, a mistake in it carries its place, and what is taken is
+// taken again when it is written back.
+func FuzzDecode(f *testing.F) {
+	for _, seed := range []string{"{\"name\": \"a\",\n \"n\": 1}\n", "{\n\"n\": \"a\"}", "{}\n{}", "{\n\"name\": ", ""} {
+		f.Add([]byte(seed))
+	}
+	at := regexp.MustCompile(`^f\.json:[1-9][0-9]*:[1-9][0-9]*: .`)
+	f.Fuzz(func(t *testing.T, data []byte) {
+		var v, again sample
+		if err := decode("f.json", data, &v); err != nil {
+			if !at.MatchString(err.Error()) {
+				t.Fatalf("%q does not say where", err)
+			}
+			return
+		}
+		text, err := json.Marshal(v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := decode("f.json", text, &again); err != nil || again != v {
+			t.Fatalf("%+v became %+v, %v", v, again, err)
+		}
+	})
 }
 
 func TestFolder(t *testing.T) {
