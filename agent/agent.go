@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/kokoa-proxy/kokoa/edge/api"
+	"github.com/kokoa-proxy/kokoa/internal/atomicfile"
 	"github.com/kokoa-proxy/kokoa/internal/program"
 	"github.com/kokoa-proxy/kokoa/tunnel"
 )
@@ -226,7 +227,7 @@ func (a *agent) openDevice() (tunnel.Device, error) {
 // recall obeys the config that was stored, so that the agent serves before any
 // edge is reached.
 func (a *agent) recall() {
-	if err := a.store.sweep(); err != nil {
+	if err := atomicfile.Sweep(a.store.path()); err != nil {
 		a.log.Warn("data folder not swept", "err", err)
 	}
 	signed, err := a.store.load()

@@ -15,6 +15,7 @@ import (
 
 	"github.com/kokoa-proxy/kokoa/edge/api"
 	"github.com/kokoa-proxy/kokoa/internal/atomicfile"
+	"github.com/kokoa-proxy/kokoa/internal/privatefile"
 	"github.com/kokoa-proxy/kokoa/keys"
 )
 
@@ -181,21 +182,13 @@ const (
 	storedLimit = 16 << 20
 )
 
+func (s store) path() string { return filepath.Join(s.dir, storedName) }
+
 // prepare makes the folder. A folder that others can use is an error: whoever
 // can replace the file can set the serial back.
 func (s store) prepare() error {
-	if err := os.MkdirAll(s.dir, 0o700); err != nil {
-		return fmt.Errorf("make data folder: %w", err)
-	}
-	info, err := os.Stat(s.dir)
-	if err != nil {
-		return fmt.Errorf("make data folder: %w", err)
-	}
-	if !info.IsDir() {
-		return fmt.Errorf("data folder %s is not a folder", s.dir)
-	}
-	if info.Mode().Perm()&0o077 != 0 {
-		return fmt.Errorf("data folder %s has mode %#o, so others can use it; run: chmod 700 %s", s.dir, info.Mode().Perm(), s.dir)
+	if err := privatefile.Folder(s.dir); err != nil {
+		return fmt.Errorf("open data folder: %w", err)
 	}
 	return nil
 }
@@ -203,7 +196,7 @@ func (s store) prepare() error {
 // load reads what save wrote. Nothing saved yet is an error that is
 // fs.ErrNotExist.
 func (s store) load() (api.Signed, error) {
-	f, err := os.Open(filepath.Join(s.dir, storedName))
+	f, err := os.Open(s.path())
 	if err != nil {
 		return api.Signed{}, fmt.Errorf("read stored config: %w", err)
 	}
@@ -224,24 +217,10 @@ func (s store) load() (api.Signed, error) {
 func (s store) save(signed api.Signed) error {
 	data, err := json.Marshal(signed)
 	if err == nil {
-		err = atomicfile.Write(filepath.Join(s.dir, storedName), data, 0o600)
+		err = atomicfile.Write(s.path(), data, 0o600)
 	}
 	if err != nil {
 		return fmt.Errorf("save config: %w", err)
-	}
-	return nil
-}
-
-// sweep removes what a save that was killed halfway left behind.
-func (s store) sweep() error {
-	entries, err := os.ReadDir(s.dir)
-	for _, e := range entries {
-		if strings.HasPrefix(e.Name(), "."+storedName+".") {
-			err = errors.Join(err, os.Remove(filepath.Join(s.dir, e.Name())))
-		}
-	}
-	if err != nil {
-		return fmt.Errorf("sweep data folder: %w", err)
 	}
 	return nil
 }

@@ -51,8 +51,11 @@ func (s *Server) save(c api.Config) error {
 }
 
 // restore makes the last good config live, or the one before it, and sets the
-// device's peers. Only those are an error.
+// device's peers. Only the folder and the peers are an error.
 func (s *Server) restore() error {
+	if err := atomicfile.Sweep(filepath.Join(s.o.Bootstrap.Data, configFile)); err != nil {
+		return err
+	}
 	for _, name := range []string{configFile, previousFile} {
 		path := filepath.Join(s.o.Bootstrap.Data, name)
 		c, err := readConfig(path)

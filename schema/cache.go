@@ -10,6 +10,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+
+	"github.com/kokoa-proxy/kokoa/internal/atomicfile"
 )
 
 // key names an outcome: what was evaluated and with which library ("" for files
@@ -135,7 +137,7 @@ func (s *store) flush() error {
 	if int64(len(text)) > s.limit {
 		return nil
 	}
-	if err := replace(s.path, text); err != nil {
+	if err := atomicfile.Write(s.path, text, 0o600); err != nil {
 		return fmt.Errorf("replace cache: %w", err)
 	}
 	s.size, s.whole = int64(len(text)), true
@@ -144,21 +146,6 @@ func (s *store) flush() error {
 
 // forget drops what was loaded and not asked for by the first load.
 func (s *store) forget() { s.loaded = nil }
-
-// replace writes a file beside path and moves it there: readers see the old one
-// or the new one.
-func replace(path string, text []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), storeName+".*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name())
-	_, err = f.Write(text)
-	if err := errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), path)
-}
 
 func appendRecord(b []byte, k key, raw []byte) []byte {
 	body := appendText(nil, k.blob)

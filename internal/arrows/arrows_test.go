@@ -39,12 +39,12 @@ var links = []ban{
 	{"tunnel/...", []string{"edge/...", "agent/...", "fleet", "reconciler/...", "schema/..."}, nil, "both ends use it"},
 	{"fleet", []string{"..."}, []string{"fleet", "keys"}, "everyone imports it"},
 	{"keys", []string{"..."}, []string{"keys"}, "everyone imports it"},
-	{"schema", []string{module + "/..."}, []string{"schema/...", "fleet", "keys"}, "a validator must run anywhere, offline"},
+	{"schema", []string{module + "/..."}, []string{"schema/...", "fleet", "keys", "internal/atomicfile"}, "a validator must run anywhere, offline"},
 	{"reconciler/plan", []string{"..."}, []string{"reconciler/plan"}, "the plan is pure: same input, same bytes"},
 	{"reconciler/dns", []string{"reconciler/edges", "reconciler/certs", "reconciler/repo", "schema/..."}, nil, "drivers are independent of each other"},
 	{"reconciler/edges", []string{"reconciler/dns/...", "reconciler/certs", "reconciler/repo", "schema/..."}, nil, "drivers are independent of each other"},
 	{"reconciler/certs", []string{"reconciler/dns/...", "reconciler/edges", "reconciler/repo", "schema/..."}, nil, "drivers are independent of each other"},
-	{"reconciler/repo", []string{module + "/..."}, []string{"reconciler/repo", "schema/...", "fleet", "keys"}, "the source knows of files, not of what they mean"},
+	{"reconciler/repo", []string{module + "/..."}, []string{"reconciler/repo", "schema/...", "fleet", "keys", "internal/atomicfile"}, "the source knows of files, not of what they mean"},
 	{"...", []string{"testing", "internal/nettest", "pgregory.net/...", "github.com/rogpeppe/...", "github.com/letsencrypt/pebble/..."}, nil, "the tools of tests stay out of the programs"},
 }
 

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 )
 
 // Write makes data the content of path with the given mode. The data and the
@@ -16,7 +17,7 @@ import (
 // leave the content of one of them.
 func Write(path string, data []byte, mode fs.FileMode) error {
 	dir := filepath.Dir(path)
-	f, err := os.CreateTemp(dir, "."+filepath.Base(path)+".*")
+	f, err := os.CreateTemp(dir, unfinished(path)+"*")
 	if err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
@@ -36,6 +37,29 @@ func Write(path string, data []byte, mode fs.FileMode) error {
 	}
 	return syncDir(dir)
 }
+
+// Sweep removes what a Write to path left beside it when the process was killed or
+// the host lost power; a folder that is not there holds nothing. Nobody may be
+// writing to path meanwhile.
+func Sweep(path string) error {
+	dir := filepath.Dir(path)
+	entries, err := os.ReadDir(dir)
+	err = ignoreAbsent(err)
+	for _, e := range entries {
+		number, ok := strings.CutPrefix(e.Name(), unfinished(path))
+		if ok && number != "" && strings.Trim(number, "0123456789") == "" {
+			err = errors.Join(err, os.Remove(filepath.Join(dir, e.Name())))
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("sweep: %w", err)
+	}
+	return nil
+}
+
+// unfinished is what the name of a file begins with that is to become path; a
+// number follows.
+func unfinished(path string) string { return "." + filepath.Base(path) + "." }
 
 func ignoreAbsent(err error) error {
 	if errors.Is(err, fs.ErrNotExist) {

@@ -2,9 +2,11 @@ package atomicfile
 
 import (
 	"bytes"
+	"errors"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 )
@@ -43,6 +45,47 @@ func TestWriteFailureLeavesTheOldFile(t *testing.T) {
 	}
 	if err := Write(filepath.Join(dir, "absent", "file"), nil, 0o600); err == nil {
 		t.Error("wrote into a folder that does not exist")
+	}
+}
+
+func TestSweepTakesOnlyWhatWriteLeft(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "config")
+	keep := []string{".config", ".config.", ".config.old", ".config.previous.7", "config", "config.123"}
+	for _, name := range append(slices.Clone(keep), ".config.0", ".config.2871930174") {
+		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := Sweep(path); err != nil {
+		t.Fatal(err)
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var left []string
+	for _, e := range entries {
+		left = append(left, e.Name())
+	}
+	if !slices.Equal(left, keep) {
+		t.Errorf("left %q, want %q", left, keep)
+	}
+	if err := Sweep(filepath.Join(dir, "absent", "config")); err != nil {
+		t.Errorf("a folder that does not exist: %v", err)
+	}
+	if err := Sweep(filepath.Join(path, "config")); err == nil {
+		t.Error("swept a file as if it were a folder")
+	}
+	t.Chdir(dir)
+	if err := os.WriteFile(".config.1", nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := Sweep("config"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(".config.1"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a path without a folder was not swept: %v", err)
 	}
 }
 

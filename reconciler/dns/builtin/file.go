@@ -1,7 +1,7 @@
 package builtin
 
 import (
-	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -9,12 +9,12 @@ import (
 	"io/fs"
 	"maps"
 	"os"
-	"path/filepath"
 	"slices"
 	"time"
 
 	mdns "github.com/miekg/dns"
 
+	"github.com/kokoa-proxy/kokoa/internal/atomicfile"
 	"github.com/kokoa-proxy/kokoa/reconciler/dns"
 	"github.com/kokoa-proxy/kokoa/reconciler/dns/internal/wire"
 )
@@ -65,38 +65,17 @@ func (s *Server) saveAndLog() bool {
 	return true
 }
 
-// save writes all zones, in the format of RFC 1035 section 5, and puts the file in
-// its place only when it is whole and on disk.
-func (s *Server) save() (err error) {
-	// One name, so that what a crash leaves is overwritten.
-	f, err := os.OpenFile(s.file+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			os.Remove(f.Name())
-		}
-	}()
-	w := bufio.NewWriterSize(f, 64<<10)
+// save writes all zones, in the format of RFC 1035 section 5.
+func (s *Server) save() error {
+	var text bytes.Buffer
 	for _, name := range slices.Sorted(maps.Keys(s.zones)) {
-		s.zones[name].live.Load().print(w)
+		s.zones[name].live.Load().print(&text)
 	}
-	if err := errors.Join(w.Flush(), f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(f.Name(), s.file); err != nil {
-		return err
-	}
-	dir, err := os.Open(filepath.Dir(s.file))
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
+	return atomicfile.Write(s.file, text.Bytes(), 0o600)
 }
 
-// print writes the zone, its SOA record first. Errors stay in w.
-func (s *snapshot) print(w *bufio.Writer) {
+// print writes the zone, its SOA record first.
+func (s *snapshot) print(w *bytes.Buffer) {
 	fmt.Fprintln(w, s.soaRecord())
 	for _, rr := range s.ns.rrs {
 		fmt.Fprintln(w, rr)
@@ -113,6 +92,9 @@ func (s *snapshot) print(w *bufio.Writer) {
 // load fills the zones from the file. Records of other zones are left behind, and
 // SOA and NS records are the server's own but for the serial, which must rise.
 func (s *Server) load() error {
+	if err := atomicfile.Sweep(s.file); err != nil {
+		return err
+	}
 	f, err := os.Open(s.file)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
