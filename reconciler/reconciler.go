@@ -265,7 +265,7 @@ func (r *Reconciler) observe(ctx context.Context, f *fleet.Fleet, earlier ...*fl
 		}
 	}
 	all := slices.Collect(maps.Values(byName))
-	zones, err := r.Zones(f)
+	zones, err := r.Zones(withZones(f, earlier))
 	if err != nil {
 		return w, err
 	}
@@ -309,6 +309,23 @@ func (r *Reconciler) observe(ctx context.Context, f *fleet.Fleet, earlier ...*fl
 	maps.Copy(w.Unseen, inDNS.Unseen)
 	markEnded(w.Observed, f, w.Now)
 	return w, nil
+}
+
+// withZones is f with the domains, too, that an earlier fleet had: their names are
+// still to be taken away.
+func withZones(f *fleet.Fleet, earlier []*fleet.Fleet) *fleet.Fleet {
+	c := *f
+	for _, was := range earlier {
+		if was == nil || was.DNS.Provider != f.DNS.Provider || was.DNS.Server != f.DNS.Server {
+			continue
+		}
+		for _, d := range was.Domains {
+			if !slices.Contains(c.Domains, d) {
+				c.Domains = append(slices.Clone(c.Domains), d)
+			}
+		}
+	}
+	return &c
 }
 
 // elsewhere are the certificates that edges can serve and the store does not have.

@@ -592,3 +592,24 @@ func TestAnAddressChangesHands(t *testing.T) {
 		t.Errorf("answers %v", got)
 	}
 }
+
+// A domain that leaves the fleet leaves no name behind.
+func TestADomainLeavesTheFleet(t *testing.T) {
+	w := newTestWorld(t, "osaka", "tokyo")
+	f := newFleet("blog")
+	f.Domains = []string{"kokoa.test", "old.test"}
+	addRoute(f, "shop")
+	r := f.Routes["shop"]
+	r.Host = "shop.old.test"
+	f.Routes["shop"] = r
+	w.converge(w.commit(f))
+	if sets, err := w.oldZone.RRsets(t.Context()); err != nil || len(sets) == 0 {
+		t.Fatalf("old.test has %v, %v", sets, err)
+	}
+	next := without(f, "shop")
+	next.Domains = []string{"kokoa.test"}
+	w.converge(w.commit(next))
+	if sets, err := w.oldZone.RRsets(t.Context()); err != nil || len(sets) != 0 {
+		t.Errorf("old.test still has %v, %v", sets, err)
+	}
+}

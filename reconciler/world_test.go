@@ -47,8 +47,10 @@ type world struct {
 	t      tb
 	secret keys.Secret
 	r      *Reconciler
-	zone   *dnstest.Memory
-	edges  map[string]*fakeEdge
+	// zone is kokoa.test, oldZone old.test.
+	zone    *dnstest.Memory
+	oldZone *dnstest.Memory
+	edges   map[string]*fakeEdge
 
 	mu      sync.Mutex
 	commits map[string]*fleet.Fleet
@@ -61,7 +63,7 @@ type world struct {
 }
 
 func newWorld(t tb, dir string, edgeNames ...string) *world {
-	w := &world{t: t, secret: keys.Secret{7}, zone: &dnstest.Memory{}, edges: map[string]*fakeEdge{}, commits: map[string]*fleet.Fleet{}, wrong: map[string]schema.Diagnostics{}, moved: make(chan struct{})}
+	w := &world{t: t, secret: keys.Secret{7}, zone: &dnstest.Memory{}, oldZone: &dnstest.Memory{}, edges: map[string]*fakeEdge{}, commits: map[string]*fleet.Fleet{}, wrong: map[string]schema.Diagnostics{}, moved: make(chan struct{})}
 	for i, name := range edgeNames {
 		w.edges[name] = newFakeEdge(name, tunnelAddress(i))
 	}
@@ -78,8 +80,12 @@ func newWorld(t tb, dir string, edgeNames ...string) *world {
 	driver.Certificate = manager.Load
 	w.r = &Reconciler{
 		Source: fakeSource{w}, Loader: w, Secret: w.secret, Edges: driver, Certs: manager, History: history, Log: log,
-		Zones: func(*fleet.Fleet) (map[string]dns.Zone, error) {
-			return map[string]dns.Zone{"kokoa.test": w.zone}, nil
+		Zones: func(f *fleet.Fleet) (map[string]dns.Zone, error) {
+			zones := map[string]dns.Zone{}
+			for _, name := range f.Domains {
+				zones[name] = map[string]dns.Zone{"kokoa.test": w.zone, "old.test": w.oldZone}[name]
+			}
+			return zones, nil
 		},
 	}
 	return w

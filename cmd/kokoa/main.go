@@ -17,6 +17,7 @@ import (
 
 	"github.com/kokoa-proxy/kokoa/edge/api"
 	"github.com/kokoa-proxy/kokoa/internal/program"
+	"github.com/kokoa-proxy/kokoa/reconciler/dns"
 	"github.com/kokoa-proxy/kokoa/reconciler/plan"
 	"github.com/kokoa-proxy/kokoa/schema"
 )
@@ -82,7 +83,7 @@ func codeOf(err error) int {
 		return codeInvalid
 	case errors.Is(err, plan.ErrTooManyDeletes):
 		return codeBlocked
-	case errors.Is(err, api.ErrConflict):
+	case errors.Is(err, api.ErrConflict), errors.Is(err, dns.ErrConflict):
 		return codeStale
 	case errors.Is(err, errPartly):
 		return codePartly

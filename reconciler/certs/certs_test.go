@@ -23,6 +23,7 @@ import (
 	"github.com/mholt/acmez/v3/acme"
 
 	"github.com/kokoa-proxy/kokoa/fleet"
+	"github.com/kokoa-proxy/kokoa/internal/logtest"
 	"github.com/kokoa-proxy/kokoa/keys"
 	"github.com/kokoa-proxy/kokoa/reconciler/certs"
 	"github.com/kokoa-proxy/kokoa/reconciler/certs/certstest"
@@ -534,7 +535,7 @@ type world struct {
 	secret      keys.Secret
 	m           *certs.Manager
 	// said is every log line and every error's text.
-	said *transcript
+	said *logtest.Buffer
 }
 
 func newWorld(t *testing.T, o certstest.Options, challenge fleet.Challenge) *world {
@@ -544,7 +545,7 @@ func newWorld(t *testing.T, o certstest.Options, challenge fleet.Challenge) *wor
 	w := &world{
 		t: t, dir: filepath.Join(t.TempDir(), "state"), issuer: certstest.Pebble(t, o), zone: zone, http: http, challenge: challenge,
 		resolvers: func(string) []string { return []string{zone.Addr} },
-		clock:     &clock{}, secret: keys.Secret{1, 2, 3}, said: &transcript{},
+		clock:     &clock{}, secret: keys.Secret{1, 2, 3}, said: &logtest.Buffer{},
 	}
 	w.reopen()
 	t.Cleanup(w.noKeys)
@@ -741,21 +742,4 @@ func (c *clock) add(d time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.off += d
-}
-
-type transcript struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (s *transcript) Write(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.Write(p)
-}
-
-func (s *transcript) String() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.String()
 }

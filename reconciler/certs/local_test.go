@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"github.com/kokoa-proxy/kokoa/fleet"
+	"github.com/kokoa-proxy/kokoa/internal/logtest"
 	"github.com/kokoa-proxy/kokoa/keys"
 	"github.com/kokoa-proxy/kokoa/reconciler/certs"
 	"github.com/kokoa-proxy/kokoa/reconciler/plan"
@@ -39,7 +40,7 @@ func internalFleet(hosts ...string) *fleet.Fleet {
 // local is a world without an issuer.
 func local(t *testing.T, secret keys.Secret) *world {
 	t.Helper()
-	w := &world{t: t, dir: filepath.Join(t.TempDir(), "state"), clock: &clock{}, secret: secret, said: &transcript{}}
+	w := &world{t: t, dir: filepath.Join(t.TempDir(), "state"), clock: &clock{}, secret: secret, said: &logtest.Buffer{}}
 	w.reopen()
 	t.Cleanup(w.noKeys)
 	return w
