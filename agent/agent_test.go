@@ -54,6 +54,11 @@ func (f *testFleet) runAgent(t *testing.T, change ...func(*agent)) (a *agent, st
 	for _, c := range change {
 		c(a)
 	}
+	return a, started(t, a)
+}
+
+// started runs an agent until the test ends or stop is called.
+func started(t *testing.T, a *agent) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- a.run(ctx) }()
@@ -64,7 +69,7 @@ func (f *testFleet) runAgent(t *testing.T, change ...func(*agent)) (a *agent, st
 		}
 	})
 	t.Cleanup(stop)
-	return a, stop
+	return stop
 }
 
 // testLog writes an agent's log into the test's.

@@ -301,16 +301,7 @@ func (w *world) run(t *testing.T, b Bootstrap) (a *agent, stop func()) {
 		t.Fatal(err)
 	}
 	a.open, a.connect, a.lookup = w.open, w.connect, w.lookup
-	ctx, cancel := context.WithCancel(t.Context())
-	ended := make(chan error, 1)
-	go func() { ended <- a.run(ctx) }()
-	stop = sync.OnceFunc(func() {
-		cancel()
-		if err := <-ended; err != nil {
-			t.Errorf("run: %v", err)
-		}
-	})
-	t.Cleanup(stop)
+	stop = started(t, a)
 	synctest.Wait()
 	return a, stop
 }

@@ -190,14 +190,7 @@ func TestApplyPanics(t *testing.T) {
 // has its tunnel, and the peer goes once it has ended.
 func TestMakeBeforeBreak(t *testing.T) {
 	w := newWorld(t)
-	entered, release := make(chan struct{}), make(chan struct{})
-	w.serve("slow", http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
-		if r.URL.Path == "/wait" {
-			close(entered)
-			<-release
-		}
-		io.WriteString(rw, "done")
-	}))
+	entered, release := w.serveWaiting("slow")
 	w.serve("other", say("other"))
 	w.put(config(to("h.example.com", "slow", plainHTTP)))
 	type result struct {

@@ -1,19 +1,12 @@
 package edge
 
 import (
-	"bytes"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
 	"errors"
 	"io"
 	"log/slog"
-	"math/big"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -26,6 +19,8 @@ import (
 	"time"
 
 	"github.com/kokoa-proxy/kokoa/edge/api"
+	"github.com/kokoa-proxy/kokoa/internal/catest"
+	"github.com/kokoa-proxy/kokoa/internal/logtest"
 	"github.com/kokoa-proxy/kokoa/keys"
 	"github.com/kokoa-proxy/kokoa/tunnel"
 )
@@ -180,7 +175,7 @@ type world struct {
 	https  string
 	roots  *x509.CertPool
 	ca     *authority
-	log    *logs
+	log    *logtest.Buffer
 
 	mu       sync.Mutex
 	backends map[string]string // host:port by service id
@@ -193,10 +188,10 @@ func newWorld(t *testing.T) *world {
 	t.Helper()
 	w := &world{
 		t: t, clock: &clock{now: time.Now()}, dir: filepath.Join(t.TempDir(), "data"),
-		backends: map[string]string{}, dials: map[string]int{}, log: &logs{},
+		backends: map[string]string{}, dials: map[string]int{}, log: &logtest.Buffer{},
 	}
 	w.ca = newAuthority(t)
-	w.roots = w.ca.pool
+	w.roots = w.ca.Pool
 	w.start()
 	t.Cleanup(w.end)
 	return w
@@ -270,6 +265,43 @@ func (w *world) serve(service string, h http.Handler) *httptest.Server {
 	w.t.Cleanup(s.Close)
 	w.listen(service, s.Listener.Addr().String())
 	return s
+}
+
+// serveWaiting serves a service whose /wait closes entered and answers once release
+// is closed.
+func (w *world) serveWaiting(service string) (entered, release chan struct{}) {
+	w.t.Helper()
+	entered, release = make(chan struct{}), make(chan struct{})
+	w.serve(service, http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/wait" {
+			close(entered)
+			<-release
+		}
+		io.WriteString(rw, "done")
+	}))
+	return entered, release
+}
+
+// serveRaw serves a service that does what f does with each connection, HTTP or not,
+// and then closes it.
+func (w *world) serveRaw(service string, f func(net.Conn)) {
+	w.t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	must(w.t, err)
+	w.t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				f(c)
+			}()
+		}
+	}()
+	w.listen(service, l.Addr().String())
 }
 
 func (w *world) listen(service, at string) {
@@ -376,78 +408,18 @@ func say(text string) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, text) })
 }
 
-// authority issues certificates for tests.
+// authority issues certificates; of two for one host the later one serves.
 type authority struct {
-	t    *testing.T
-	cert *x509.Certificate
-	key  *ecdsa.PrivateKey
-	pool *x509.CertPool
-	n    int64
+	*catest.CA
+	n int
 }
 
-func newAuthority(t *testing.T) *authority {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test CA"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cert, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
-	a := &authority{t: t, cert: cert, key: key, pool: x509.NewCertPool(), n: 1}
-	a.pool.AddCert(cert)
-	return a
-}
+func newAuthority(t *testing.T) *authority { return &authority{CA: catest.New(t)} }
 
 func (a *authority) issue(name string, hosts ...string) api.Certificate {
-	a.t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		a.t.Fatal(err)
-	}
 	a.n++
-	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
-		SerialNumber: big.NewInt(a.n), DNSNames: hosts, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour + time.Duration(a.n)*time.Second),
-	}, a.cert, &key.PublicKey, a.key)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	pkcs8, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	return api.Certificate{
-		Name:  name,
-		Chain: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}),
-		Key:   pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8}),
-	}
-}
-
-// logs keeps what was logged.
-type logs struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (l *logs) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buf.Write(p)
-}
-
-func (l *logs) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buf.String()
+	chain, key := a.Issue(time.Hour+time.Duration(a.n)*time.Second, hosts...)
+	return api.Certificate{Name: name, Chain: chain, Key: key}
 }
 
 // eventually polls until ok.

@@ -272,33 +272,18 @@ func malformed(t *testing.T, routes int) {
 // it unread. Nobody else's request may meet what is left.
 func TestEarlyAnswer(t *testing.T) {
 	w := newWorld(t)
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { l.Close() })
-	go func() {
+	w.serveRaw("s", func(c net.Conn) {
+		in := bufio.NewReader(c)
 		for {
-			c, err := l.Accept()
+			r, err := http.ReadRequest(in)
 			if err != nil {
 				return
 			}
-			go func() {
-				defer c.Close()
-				in := bufio.NewReader(c)
-				for {
-					r, err := http.ReadRequest(in)
-					if err != nil {
-						return
-					}
-					// The body stays on the connection.
-					body := "early " + r.Header.Get("Canary")
-					fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
-				}
-			}()
+			// The body stays on the connection.
+			body := "early " + r.Header.Get("Canary")
+			fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
 		}
-	}()
-	w.listen("s", l.Addr().String())
+	})
 	w.put(config(to("h.example.com", "s", plainHTTP)))
 	for i := range 40 {
 		c := w.raw(t)

@@ -106,38 +106,23 @@ func TestRefusedUpgrade(t *testing.T) {
 		"wrong accept":     "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: AAAA\r\n\r\n",
 		"another protocol": "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n",
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { l.Close() })
-	go func() {
+	w.serveRaw("s", func(c net.Conn) {
+		in := bufio.NewReader(c)
 		for {
-			c, err := l.Accept()
+			r, err := http.ReadRequest(in)
 			if err != nil {
 				return
 			}
-			go func() {
-				defer c.Close()
-				in := bufio.NewReader(c)
-				for {
-					r, err := http.ReadRequest(in)
-					if err != nil {
-						return
-					}
-					if strings.HasPrefix(r.URL.Path, "/internal") {
-						internal.Add(1)
-					}
-					answer, ok := answers[r.Header.Get("Case")]
-					if !ok {
-						answer = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
-					}
-					io.WriteString(c, answer)
-				}
-			}()
+			if strings.HasPrefix(r.URL.Path, "/internal") {
+				internal.Add(1)
+			}
+			answer, ok := answers[r.Header.Get("Case")]
+			if !ok {
+				answer = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+			}
+			io.WriteString(c, answer)
 		}
-	}()
-	w.listen("s", l.Addr().String())
+	})
 	w.put(config(to("h.example.com", "s", plainHTTP, webSocket)))
 	for name := range answers {
 		want := map[string]int{"426": 426, "200": 200}[name]
@@ -380,29 +365,14 @@ func TestBadAnswers(t *testing.T) {
 	w := newWorld(t)
 	var mu sync.Mutex
 	answer := ""
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { l.Close() })
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer c.Close()
-				if _, err := http.ReadRequest(bufio.NewReader(c)); err == nil {
-					mu.Lock()
-					text := answer
-					mu.Unlock()
-					io.WriteString(c, text)
-				}
-			}()
+	w.serveRaw("s", func(c net.Conn) {
+		if _, err := http.ReadRequest(bufio.NewReader(c)); err == nil {
+			mu.Lock()
+			text := answer
+			mu.Unlock()
+			io.WriteString(c, text)
 		}
-	}()
-	w.listen("s", l.Addr().String())
+	})
 	w.put(config(to("h.example.com", "s", plainHTTP)))
 	for name, text := range map[string]string{
 		"nothing":             "",
@@ -531,14 +501,7 @@ func TestChallenges(t *testing.T) {
 // TestShutdown lets requests under way end.
 func TestShutdown(t *testing.T) {
 	w := newWorld(t)
-	entered, release := make(chan struct{}), make(chan struct{})
-	w.serve("s", http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
-		if r.URL.Path == "/wait" {
-			close(entered)
-			<-release
-		}
-		io.WriteString(rw, "done")
-	}))
+	entered, release := w.serveWaiting("s")
 	w.put(config(to("h.example.com", "s", plainHTTP)))
 	got := make(chan string, 1)
 	go func() {

@@ -123,7 +123,7 @@ func TestThroughTheTunnel(t *testing.T) {
 		t.Error("who is no peer has been answered")
 	}
 
-	w := &world{t: t, https: listeners[1].Addr().String(), roots: ca.pool}
+	w := &world{t: t, https: listeners[1].Addr().String(), roots: ca.Pool}
 	for _, http2 := range []bool{false, true} {
 		c := w.browser(http2)
 		eventually(t, "the agent's tunnel is up", func() bool {

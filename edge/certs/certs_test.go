@@ -1,13 +1,7 @@
 package certs
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
-	"encoding/pem"
 	"errors"
-	"math/big"
 	"os"
 	"path/filepath"
 	"strings"
@@ -15,33 +9,15 @@ import (
 	"time"
 
 	"github.com/kokoa-proxy/kokoa/edge/api"
+	"github.com/kokoa-proxy/kokoa/internal/catest"
 	"github.com/kokoa-proxy/kokoa/internal/privatefile"
 )
 
-var serial int64
-
-// selfSigned is a certificate for hosts that ends after life.
-func selfSigned(t *testing.T, name string, life time.Duration, hosts ...string) api.Certificate {
+// issued is a certificate for hosts that ends after life.
+func issued(t *testing.T, name string, life time.Duration, hosts ...string) api.Certificate {
 	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	serial++
-	template := &x509.Certificate{SerialNumber: big.NewInt(serial), DNSNames: hosts, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(life)}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	pkcs8, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return api.Certificate{
-		Name:  name,
-		Chain: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}),
-		Key:   pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8}),
-	}
+	chain, key := catest.New(t).Issue(life, hosts...)
+	return api.Certificate{Name: name, Chain: chain, Key: key}
 }
 
 func open(t *testing.T, dir string) *Store {
@@ -57,11 +33,11 @@ func TestFind(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "certs")
 	s := open(t, dir)
 	for _, c := range []api.Certificate{
-		selfSigned(t, "exact", time.Hour, "a.example.com", "B.example.com."),
-		selfSigned(t, "wild", time.Hour, "*.example.com"),
-		selfSigned(t, "old", time.Minute, "c.example.org"),
-		selfSigned(t, "new", time.Hour, "c.example.org"),
-		selfSigned(t, "z-old", time.Minute, "c.example.org"),
+		issued(t, "exact", time.Hour, "a.example.com", "B.example.com."),
+		issued(t, "wild", time.Hour, "*.example.com"),
+		issued(t, "old", time.Minute, "c.example.org"),
+		issued(t, "new", time.Hour, "c.example.org"),
+		issued(t, "z-old", time.Minute, "c.example.org"),
 	} {
 		if err := s.Put(c); err != nil {
 			t.Fatal(err)
@@ -101,16 +77,16 @@ func TestFind(t *testing.T) {
 func TestPutRefuses(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "certs")
 	s := open(t, dir)
-	good := selfSigned(t, "good", time.Hour, "a.example.com")
+	good := issued(t, "good", time.Hour, "a.example.com")
 	if err := s.Put(good); err != nil {
 		t.Fatal(err)
 	}
-	other := selfSigned(t, "other", time.Hour, "b.example.com")
+	other := issued(t, "other", time.Hour, "b.example.com")
 	for name, c := range map[string]api.Certificate{
 		"no chain":            {Name: "good", Key: good.Key},
 		"no key":              {Name: "good", Chain: good.Chain},
 		"another's key":       {Name: "good", Chain: good.Chain, Key: other.Key},
-		"no host":             selfSigned(t, "good", time.Hour),
+		"no host":             issued(t, "good", time.Hour),
 		"garbage":             {Name: "good", Chain: []byte("x"), Key: []byte("y")},
 		"a path":              {Name: "../good", Chain: other.Chain, Key: other.Key},
 		"a hidden file":       {Name: ".good", Chain: other.Chain, Key: other.Key},
@@ -141,7 +117,7 @@ func TestOpenDamaged(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "certs")
 	s := open(t, dir)
 	for _, name := range []string{"good", "bad"} {
-		if err := s.Put(selfSigned(t, name, time.Hour, name+".example.com")); err != nil {
+		if err := s.Put(issued(t, name, time.Hour, name+".example.com")); err != nil {
 			t.Fatal(err)
 		}
 	}
