@@ -365,7 +365,7 @@ func (a *agent) drain(ctx context.Context) {
 	if n == 0 {
 		return
 	}
-	a.log.Info("agent stopping", "count", n)
+	a.log.Info("drain begun", "count", n)
 	ctx, cancel := context.WithTimeout(ctx, a.pace.grace)
 	defer cancel()
 	for n > 0 && ctx.Err() == nil {

@@ -80,7 +80,7 @@ func (s *Server) restore() error {
 		s.log.Info("saved config restored", "object", path, "revision", c.Revision, "count", len(c.Routes))
 		return nil
 	}
-	s.log.Info("no config yet", "reason", "the control plane has to put one")
+	s.log.Info("no config found", "reason", "the control plane has to put one")
 	if err := s.setPeers(context.Background(), s.peersFor(nil, nil)); err != nil {
 		return fmt.Errorf("set peers: %w", err)
 	}

@@ -187,7 +187,7 @@ func (s *Server) Serve(ctx context.Context) error {
 	listen("https", door.ServeHTTPS, s.o.HTTPS)
 	listen("control", control.Serve, tunnelled)
 	s.serving.Store(true)
-	s.log.Info("serving", "addr", s.o.HTTPS.Addr().String(), "kind", string(s.o.Device.Kind()), "reason", s.o.Device.Reason())
+	s.log.Info("edge started", "addr", s.o.HTTPS.Addr().String(), "kind", string(s.o.Device.Kind()), "reason", s.o.Device.Reason())
 
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
@@ -216,7 +216,7 @@ func (s *Server) Serve(ctx context.Context) error {
 		l.snapshot.EndAll()
 	}
 	listening.Wait()
-	s.log.Info("ended")
+	s.log.Info("edge stopped")
 	return failed
 }
 
