@@ -115,6 +115,9 @@ type lab struct {
 	// statusAddr is where the control plane tells how it stands.
 	statusAddr string
 	issuer     *certstest.Issuer
+	// issuing is how the issuer behaves, challenge what it asks; "" is dns-01.
+	issuing   certstest.Options
+	challenge string
 	dns        *dnstest.Server
 	repo       string
 	clone      string
@@ -222,7 +225,11 @@ func (l *lab) startControl() {
 	l.t.Helper()
 	t := l.t
 	l.dns = dnstest.Knot(t, zone)
-	l.issuer = certstest.Pebble(t, certstest.Options{Resolver: l.dns.Addr})
+	l.issuing.Resolver = l.dns.Addr
+	l.issuer = certstest.Pebble(t, l.issuing)
+	if l.challenge == "" {
+		l.challenge = "dns-01"
+	}
 	if err := keys.WriteSecret(filepath.Join(l.dir, "secret"), l.secret); err != nil {
 		t.Fatal(err)
 	}
@@ -245,9 +252,9 @@ fleet: {
 		server:   %q
 		tsig: {name: %q, algorithm: %q, key: file: %q}
 	}
-	acme: {directory: %q, challenge: "dns-01", ca: %q}
+	acme: {directory: %q, challenge: %q, ca: %q}
 }
-`, zone, network, l.dns.Addr, l.dns.Key.Name, l.dns.Key.Algorithm, filepath.Join(l.dir, "tsig"), l.issuer.Directory, l.issuer.CA))
+`, zone, network, l.dns.Addr, l.dns.Key.Name, l.dns.Key.Algorithm, filepath.Join(l.dir, "tsig"), l.issuer.Directory, l.challenge, l.issuer.CA))
 	for _, e := range l.edges {
 		l.write("edges-"+e.name+".cue", fmt.Sprintf("package fleet\n\nedge: %q: {\n\taddresses: [%q]\n\tendpoint: %q\n\ttunnel_address: %q\n}\n", e.name, e.address, l.endpoint(e), e.tunnel))
 	}
@@ -272,7 +279,7 @@ func (l *lab) write(name, text string) {
 }
 
 func (l *lab) route(name, path string) {
-	l.write("route-"+name+".cue", fmt.Sprintf("package fleet\n\nroute: %s: {\n\thost: \"%s.example.com\"\n\tpath: %q\n\torigin: %q\n\tservice: %q\n}\n", name, name, path, l.agents[0].name, l.service))
+	l.write("route-"+name+".cue", fmt.Sprintf("package fleet\n\nroute: %q: {\n\thost: \"%s.example.com\"\n\tpath: %q\n\torigin: %q\n\tservice: %q\n}\n", name, name, path, l.agents[0].name, l.service))
 }
 
 func (l *lab) push(message string) {
@@ -280,6 +287,12 @@ func (l *lab) push(message string) {
 	demotest.Git(l.t, l.clone, "add", "-A")
 	demotest.Git(l.t, l.clone, "commit", "-qm", message)
 	demotest.Git(l.t, l.clone, "push", "-q", "origin", "main")
+}
+
+// head is the newest commit.
+func (l *lab) head() string {
+	l.t.Helper()
+	return strings.TrimSpace(demotest.Git(l.t, l.clone, "rev-parse", "HEAD"))
 }
 
 // client is a visitor who trusts the issuer and reaches one edge, whatever DNS says.
@@ -376,7 +389,7 @@ func (l *lab) report() (status, error) {
 // settled waits until the head of the repo is live and nothing is left to do.
 func (l *lab) settled() {
 	l.t.Helper()
-	head := strings.TrimSpace(demotest.Git(l.t, l.clone, "rev-parse", "HEAD"))
+	head := l.head()
 	demotest.Eventually(l.t, limit, func() error {
 		s, err := l.report()
 		if err == nil && (s.Phase != reconciler.Settled || s.Applied.Commit != head) {
