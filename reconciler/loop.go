@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync/atomic"
 	"time"
 
+	"github.com/kokoa-proxy/kokoa/reconciler/dns"
 	"github.com/kokoa-proxy/kokoa/reconciler/plan"
 	"github.com/kokoa-proxy/kokoa/reconciler/repo"
 )
@@ -111,24 +113,13 @@ func (l *Loop) turn(ctx context.Context, s *serving) (progress bool, err error) 
 		t, trouble = l.Plan(ctx, c)
 		t.Loaded = loaded
 	}
-	var blocked plan.Plan
+	head, blocked := t, plan.Plan{}
+	head.Commit = c
 	if errors.Is(trouble, plan.ErrTooManyDeletes) {
 		blocked = t.Plan
 	}
-	head := c.Revision
 	if trouble != nil && ctx.Err() == nil {
-		if s.good.Fleet == nil {
-			s.good, _ = l.before(ctx, Commit{})
-		}
-		if s.good.Fleet != nil && s.good.Fleet != c.Fleet {
-			if again, err := l.Plan(ctx, s.good); err == nil {
-				t = again
-			} else {
-				t = Turn{}
-			}
-		} else {
-			t = Turn{}
-		}
+		t = l.lastGood(ctx, s, head)
 	}
 	if ctx.Err() != nil {
 		return false, ctx.Err()
@@ -148,7 +139,7 @@ func (l *Loop) turn(ctx context.Context, s *serving) (progress bool, err error) 
 		}
 	}
 	failed := t.Failed()
-	status := newStatus(s.turn, head, trouble, blocked)
+	status := newStatus(s.turn, c.Revision, trouble, blocked)
 	l.status.Store(status)
 	if l.Turn != nil && ctx.Err() == nil {
 		l.Turn(t, status)
@@ -156,11 +147,41 @@ func (l *Loop) turn(ctx context.Context, s *serving) (progress bool, err error) 
 	if ctx.Err() != nil {
 		return false, ctx.Err()
 	}
-	l.say(s, trouble, head)
+	l.say(s, trouble, c.Revision)
 	if trouble == nil && len(failed) > 0 {
 		trouble = failed[0].Err
 	}
 	return len(t.Plan.Changes) > len(failed), trouble
+}
+
+// lastGood is a turn on the last commit that could be applied, for a head that cannot:
+// its plan, or the zero Turn when there is none.
+func (l *Loop) lastGood(ctx context.Context, s *serving, head Turn) Turn {
+	if s.good.Fleet == nil {
+		// This process has not applied any yet; another one has.
+		s.good, _ = l.applied(ctx, l.History.Attempted())
+	}
+	if s.good.Fleet == nil || s.good.Fleet == head.Fleet {
+		return Turn{}
+	}
+	t, err := l.Plan(ctx, s.good)
+	if err != nil {
+		return Turn{}
+	}
+	if len(head.Plan.Blocked) > 0 {
+		// What the head does not want is not made anew while it waits for a
+		// person: a person's `kokoa apply` may be taking it away right now.
+		wanted := map[plan.Ref]bool{}
+		for _, o := range head.desired {
+			wanted[o.Ref] = true
+		}
+		t.Plan.Changes = slices.DeleteFunc(t.Plan.Changes, func(c plan.Change) bool {
+			set, isSet := c.Before.(dns.RecordSet)
+			gone := c.Action == plan.Create || isSet && len(set.Values) == 0
+			return gone && !wanted[c.Ref]
+		})
+	}
+	return t
 }
 
 // maxSkew is how far an edge's clock may be off: expiry and certificates go by it.

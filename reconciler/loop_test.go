@@ -83,10 +83,22 @@ func TestLoopBlocks(t *testing.T) {
 	if s := l.Status(); s.Plan.Summary.Delete == 0 || len(s.Plan.Blocked) == 0 {
 		t.Errorf("the plan that asks is not shown: %+v", s.Plan.Summary)
 	}
-	if err := w.zone.Delete(context.Background(), "blog.kokoa.test", dns.A); err != nil {
+	if err := w.zone.Set(t.Context(), dns.RRset{Name: "blog.kokoa.test", Type: dns.A, TTL: 30 * time.Second, Values: []string{"192.0.2.66"}}); err != nil {
 		t.Fatal(err)
 	}
 	await(t, "drift put back while blocked", func() bool { return slices.Equal(w.answer("blog.kokoa.test"), both) })
+
+	// What a person is taking away meanwhile is not made anew.
+	if err := w.zone.Delete(t.Context(), "shop.kokoa.test", dns.A); err != nil {
+		t.Fatal(err)
+	}
+	turns := l.Status().Turn
+	await(t, "another turn", func() bool { return l.Status().Turn.After(turns) })
+	turns = l.Status().Turn
+	await(t, "and another", func() bool { return l.Status().Turn.After(turns) })
+	if got := w.answer("shop.kokoa.test"); got != nil {
+		t.Errorf("what the head does not want is back: %v", got)
+	}
 }
 
 // A repo that cannot be read is not an empty one.

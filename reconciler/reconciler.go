@@ -76,6 +76,8 @@ type Turn struct {
 	// Results are what Apply did, in order.
 	Results []Result
 	Began   time.Time
+	// desired is what the commit wants of the world.
+	desired []plan.Object
 	// Loaded is how long it took to read the commit, Took until the plan stood,
 	// Applied until the last change was made; none includes another.
 	Loaded, Took, Applied time.Duration
@@ -138,22 +140,34 @@ func (r *Reconciler) Plan(ctx context.Context, c Commit) (Turn, error) {
 }
 
 func (r *Reconciler) plan(ctx context.Context, t *Turn) error {
-	before, err := r.before(ctx, t.Commit)
-	if err != nil {
-		return err
+	var earlier []*fleet.Fleet
+	for _, commit := range []string{r.History.Settled(), r.History.Attempted()} {
+		c, err := r.applied(ctx, commit)
+		if err != nil {
+			return err
+		}
+		earlier = append(earlier, c.Fleet)
 	}
-	settled, err := r.applied(ctx, r.History.Settled())
-	if err != nil {
-		return err
-	}
-	if t.World, err = r.observe(ctx, t.Fleet, before.Fleet, settled.Fleet); err != nil {
+	var err error
+	if t.World, err = r.observe(ctx, t.Fleet, earlier...); err != nil {
 		return err
 	}
 	if err := r.follows(ctx, t.Revision, t.World); err != nil {
 		return err
 	}
+	before, err := r.before(ctx, t.Commit, t.World)
+	if err != nil {
+		return err
+	}
+	if r.History.Attempted() == "" && before.Fleet != nil {
+		// On a new disk the edges have just told what was applied: there may be
+		// edges and zones to empty that nobody knew of.
+		if t.World, err = r.observe(ctx, t.Fleet, before.Fleet); err != nil {
+			return err
+		}
+	}
 	desire := Desired(Current(t.Fleet, t.World.Now), r.Secret, t.World)
-	t.Pending = desire.Pending
+	t.Pending, t.desired = desire.Pending, desire.Objects
 	in := plan.Input{
 		Desired:  desire.Objects,
 		Observed: t.World.Observed,
@@ -177,21 +191,23 @@ func (r *Reconciler) plan(ctx context.Context, t *Turn) error {
 }
 
 // before is the revision that was applied before c: it tells drift from a change in
-// Git, and which edges have left the fleet. While c itself is being applied, it is
-// the last one that was applied whole. Without a history the edges of c tell, when
-// they agree. The zero Commit when none is known or the repo no longer has it.
-func (r *Reconciler) before(ctx context.Context, c Commit) (Commit, error) {
+// Git. While c itself is being applied, it is the last one that was applied whole.
+// The zero Commit when none is known or the repo no longer has it.
+func (r *Reconciler) before(ctx context.Context, c Commit, w World) (Commit, error) {
 	base := r.History.Attempted()
-	if c.Revision != nil && base == c.Revision.Commit {
-		base = r.History.Settled()
-	} else if base == "" && c.Fleet != nil {
-		live, err := r.Edges.Observe(ctx, c.Fleet.Network, slices.Collect(maps.Values(c.Fleet.Edges)))
+	if labels := revisions(w.Edges); len(labels) == 1 && labels[0] != base {
+		// Nothing here applied what the edges have. Another control plane did, if
+		// its commit came later: a `kokoa apply` beside `kokoa serve`.
+		other, err := r.applied(ctx, labels[0])
 		if err != nil {
 			return Commit{}, err
 		}
-		if labels := revisions(live); len(labels) == 1 {
+		if other.Fleet != nil && (base == "" || other.Revision.Descends(ctx, base) == nil) {
 			base = labels[0]
 		}
+	}
+	if base == c.Revision.Commit {
+		base = r.History.Settled()
 	}
 	return r.applied(ctx, base)
 }

@@ -24,6 +24,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/kokoa-proxy/kokoa/fleet"
+	"github.com/kokoa-proxy/kokoa/internal/privatefile"
 	"github.com/kokoa-proxy/kokoa/reconciler/plan"
 )
 
@@ -79,7 +80,8 @@ var _ plan.Applier = (*Manager)(nil)
 // Open checks the state folder and makes a Manager. There is nothing to close.
 func Open(c Config) (*Manager, error) {
 	if c.Storage == nil {
-		if err := private(c.Dir); err != nil {
+		// What is inside is shut off by the folder, so only this one is checked.
+		if err := privatefile.Folder(c.Dir); err != nil {
 			return nil, fmt.Errorf("open certificate store: %w", err)
 		}
 		c.Storage = &certmagic.FileStorage{Path: c.Dir}
@@ -111,21 +113,6 @@ func Open(c Config) (*Manager, error) {
 		log:        c.Log,
 		paused:     map[string]LaterError{},
 	}, nil
-}
-
-func private(dir string) error {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
-	}
-	info, err := os.Stat(dir)
-	if err != nil {
-		return err
-	}
-	if mode := info.Mode().Perm(); mode&0o077 != 0 {
-		return fmt.Errorf("%s has mode %#o, so others can look for private keys in it; run: chmod 700 %s", dir, mode, dir)
-	}
-	// What is inside is shut off by the folder, so only this one is checked.
-	return nil
 }
 
 // Observe looks at the store for f's certificates, and at the user's own where
