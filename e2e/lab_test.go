@@ -118,9 +118,9 @@ type lab struct {
 	// issuing is how the issuer behaves, challenge what it asks; "" is dns-01.
 	issuing   certstest.Options
 	challenge string
-	dns        *dnstest.Server
-	repo       string
-	clone      string
+	dns       *dnstest.Server
+	repo      string
+	clone     string
 }
 
 func newLab(t *testing.T, kind string) *lab {
