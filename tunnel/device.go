@@ -232,6 +232,9 @@ func (d *device) Listen(port uint16) (net.Listener, error) {
 	}
 	l, err := d.tcp.listen(port)
 	if err != nil {
+		if d.closing.Err() != nil {
+			err = net.ErrClosed
+		}
 		return nil, fmt.Errorf("listen in tunnel at port %d: %w", port, err)
 	}
 	return l, nil
@@ -276,11 +279,12 @@ type sockets struct {
 // reports false.
 func (s *sockets) add(c io.Closer) bool {
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	if s.closed {
-		c.Close()
+		s.mu.Unlock()
+		c.Close() // which may call remove
 		return false
 	}
+	defer s.mu.Unlock()
 	if s.all == nil {
 		s.all = make(map[io.Closer]struct{})
 	}
@@ -292,6 +296,14 @@ func (s *sockets) remove(c io.Closer) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.all, c)
+}
+
+func (s *sockets) each(f func(io.Closer)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for c := range s.all {
+		f(c)
+	}
 }
 
 // prune forgets those that gone reports to be closed, for sockets that cannot say

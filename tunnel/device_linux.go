@@ -22,6 +22,7 @@ import (
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
 	"github.com/kokoa-proxy/kokoa/keys"
+	"github.com/kokoa-proxy/kokoa/tunnel/filter"
 )
 
 // makes are those of Linux, best first.
@@ -55,8 +56,9 @@ func openKernel(cfg Config) (_ *device, err error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("reach WireGuard: %w", err), netlink.LinkDel(link))
 	}
+	var gate *filter.Filter
 	release := func() error {
-		return errors.Join(client.Close(), allowForwarding(cfg), netlink.LinkDel(link))
+		return errors.Join(client.Close(), netlink.LinkDel(link), allowForwarding(cfg), gate.Close())
 	}
 	defer func() {
 		if err != nil {
@@ -67,6 +69,9 @@ func openKernel(cfg Config) (_ *device, err error) {
 	if err := client.ConfigureDevice(cfg.Name, wgtypes.Config{PrivateKey: &key, ListenPort: &port}); err != nil {
 		return nil, fmt.Errorf("configure: %w", err)
 	}
+	if gate, err = newFilter(cfg); err != nil {
+		return nil, err
+	}
 	if err := setUp(link, cfg); err != nil {
 		return nil, err
 	}
@@ -75,7 +80,7 @@ func openKernel(cfg Config) (_ *device, err error) {
 		return nil, fmt.Errorf("read port: %w", err)
 	}
 	d := newDevice(cfg, control{client, cfg.Name}, uint16(state.ListenPort), release)
-	d.tcp = &host{local: cfg.Address, link: cfg.Name, open: &d.open}
+	d.tcp = newHost(cfg, gate, &d.open)
 	return d, nil
 }
 
@@ -106,11 +111,11 @@ func openTUN(cfg Config) (_ *device, err error) {
 	}
 	wg := wgdevice.NewDevice(newFrugal(alwaysUp(native)), conn.NewStdNetBind(), wireguardLog(cfg.Log))
 	admin := serve(socket, wg)
+	var gate *filter.Filter
 	release := func() error {
-		err := allowForwarding(cfg)
 		admin.close()
 		wg.Close()
-		return err
+		return errors.Join(allowForwarding(cfg), gate.Close())
 	}
 	defer func() {
 		if err != nil {
@@ -125,6 +130,9 @@ func openTUN(cfg Config) (_ *device, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("find interface %s: %w", cfg.Name, err)
 	}
+	if gate, err = newFilter(cfg); err != nil {
+		return nil, err
+	}
 	if err := setUp(link, cfg); err != nil {
 		return nil, err
 	}
@@ -133,7 +141,7 @@ func openTUN(cfg Config) (_ *device, err error) {
 		return nil, fmt.Errorf("reach WireGuard: %w", err)
 	}
 	d := newDevice(cfg, control{client, cfg.Name}, port, func() error { return errors.Join(client.Close(), release()) })
-	d.tcp = &host{local: cfg.Address, link: cfg.Name, open: &d.open}
+	d.tcp = newHost(cfg, gate, &d.open)
 	return d, nil
 }
 
@@ -148,6 +156,15 @@ func netAdmin() error {
 		return unavailable("no CAP_NET_ADMIN")
 	}
 	return nil
+}
+
+// newFilter makes the filter of cfg's link. A host without one allows no link.
+func newFilter(cfg Config) (*filter.Filter, error) {
+	f, err := filter.New(cfg.Name, cfg.Address, cfg.Log)
+	if err != nil {
+		return nil, unavailable(fmt.Sprintf("no filter for what comes out of %s (%v)", cfg.Name, err))
+	}
+	return f, nil
 }
 
 // setUp gives the link its address and the route to the network, and sets it up.
@@ -359,7 +376,14 @@ func (s steady) Events() <-chan tun.Event { return s.events }
 type host struct {
 	local netip.Addr
 	link  string
+	gate  *filter.Filter
 	open  *sockets
+}
+
+func newHost(cfg Config, gate *filter.Filter, open *sockets) *host {
+	h := &host{local: cfg.Address, link: cfg.Name, gate: gate, open: open}
+	gate.Watch(h.ports)
+	return h
 }
 
 func (h *host) dial(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
@@ -377,12 +401,30 @@ func (h *host) listen(port uint16) (net.Listener, error) {
 	if err != nil {
 		return nil, err
 	}
-	hl := &hostListener{l, h}
+	hl := &hostListener{Listener: l, host: h}
+	if err := h.gate.Allow(localPort(l.Addr())); err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
 	if !h.open.add(hl) {
 		return nil, net.ErrClosed
 	}
 	return hl, nil
 }
+
+// ports are the local ports of all sockets.
+func (h *host) ports() (ports []uint16) {
+	h.open.each(func(c io.Closer) {
+		switch c := c.(type) {
+		case net.Conn:
+			ports = append(ports, localPort(c.LocalAddr()))
+		case net.Listener:
+			ports = append(ports, localPort(c.Addr()))
+		}
+	})
+	return ports
+}
+
+func localPort(a net.Addr) uint16 { return uint16(a.(*net.TCPAddr).Port) }
 
 func (h *host) bind(_, _ string, c syscall.RawConn) error {
 	var bound error
@@ -415,6 +457,7 @@ func (h *host) conn(c net.Conn) (net.Conn, error) {
 type hostListener struct {
 	net.Listener
 	host *host
+	once sync.Once
 }
 
 func (l *hostListener) Accept() (net.Conn, error) {
@@ -426,6 +469,11 @@ func (l *hostListener) Accept() (net.Conn, error) {
 }
 
 func (l *hostListener) Close() error {
-	l.host.open.remove(l)
-	return l.Listener.Close()
+	var err error
+	l.once.Do(func() {
+		l.host.open.remove(l)
+		// While the port is still taken, so that it is not taken from the next one.
+		err = l.host.gate.Forbid(localPort(l.Addr()))
+	})
+	return errors.Join(err, l.Listener.Close())
 }

@@ -116,10 +116,12 @@ var (
 // Open makes a device of cfg. Nothing is forwarded from one peer to another: not
 // by the user-space stack, which does not forward, nor by the host, which is told
 // to drop what comes out of the tunnel for anyone but itself, whatever
-// net.ipv4.ip_forward says.
+// net.ipv4.ip_forward says. Nor do peers reach anything of the host's but the ports
+// of Listen: Kernel and TUN filter what comes out of their link (package filter).
 //
 // In Auto a make that this host does not allow (no CAP_NET_ADMIN, no kernel
-// module, no /dev/net/tun) gives way to the next. Any other error is final.
+// module, no /dev/net/tun, no nftables) gives way to the next. Any other error is
+// final.
 func Open(cfg Config) (Device, error) {
 	if err := cfg.complete(); err != nil {
 		return nil, fmt.Errorf("open tunnel: %w", err)

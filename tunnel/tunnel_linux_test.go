@@ -57,10 +57,18 @@ type end struct {
 // eachMake runs a test of behaviour with every make that can run here. The
 // kernel's shares all but its opening with TUN's.
 func eachMake(t *testing.T, test func(t *testing.T, w *world)) {
-	kinds := []Kind{Userspace, TUN}
+	makeEach(t, append(linkKinds(t), Userspace), test)
+}
+
+// linkKinds are the makes with a link of the host's that can run here.
+func linkKinds(t *testing.T) []Kind {
 	if kernelHasWireGuard(t) {
-		kinds = append(kinds, Kernel)
+		return []Kind{TUN, Kernel}
 	}
+	return []Kind{TUN}
+}
+
+func makeEach(t *testing.T, kinds []Kind, test func(t *testing.T, w *world)) {
 	for _, kind := range kinds {
 		t.Run(string(kind), func(t *testing.T) {
 			leaks(t)
