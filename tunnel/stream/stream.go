@@ -37,6 +37,10 @@ var (
 	ErrRefused = errors.New("refused by the agent")
 	// ErrServiceDown: the agent could not reach the service.
 	ErrServiceDown = errors.New("service is down")
+	// ErrNoAnswer: the connection ended before the agent said anything, as when
+	// the agent dies. Whether the service got something is not known. It comes
+	// with what the connection ended with, io.ErrUnexpectedEOF for its plain end.
+	ErrNoAnswer = errors.New("no answer from the agent")
 	// ErrHeader: what came is no header of this package.
 	ErrHeader = errors.New("not a stream header")
 )
@@ -78,8 +82,8 @@ type Dialer struct {
 }
 
 // Stream opens a stream. It returns when the agent has taken the connection, not
-// when the service has: that comes with the first Read, as ErrRefused or
-// ErrServiceDown when it did not. The connection has CloseWrite where the tunnel's
+// when the service has: that comes with the first Read, as ErrRefused,
+// ErrServiceDown or ErrNoAnswer when it did not. The connection has CloseWrite where the tunnel's
 // does; its methods may be called as net.Conn allows.
 func (d Dialer) Stream(ctx context.Context, t Target) (net.Conn, error) {
 	header, err := encode(t)
@@ -181,7 +185,13 @@ func (o *outbound) open() error {
 	}
 	var status [2]byte
 	if _, err := io.ReadFull(o.Conn, status[:1]); err != nil {
-		return err
+		switch {
+		case isTimeout(err), errors.Is(err, net.ErrClosed):
+			return err // this end's doing
+		case errors.Is(err, io.EOF):
+			err = io.ErrUnexpectedEOF
+		}
+		return fmt.Errorf("%w: %w", ErrNoAnswer, err)
 	}
 	var kind error
 	switch status[0] {
@@ -243,6 +253,8 @@ type Inbound struct {
 	Client netip.AddrPort
 
 	conn net.Conn
+	// linger is how long an edge may take to take an answer that is the end.
+	linger time.Duration
 }
 
 // Read takes the header off a connection that was accepted at the ingress port,
@@ -271,7 +283,7 @@ func read(c net.Conn, timeout time.Duration) (*Inbound, error) {
 	if err != nil {
 		return nil, err
 	}
-	in.conn = c
+	in.conn, in.linger = c, answerTimeout
 	return in, c.SetReadDeadline(time.Time{})
 }
 
@@ -333,20 +345,34 @@ func (in *Inbound) Accept() (net.Conn, error) {
 	return in.conn, nil
 }
 
-// Refuse tells the edge that this agent will not open the service, and closes.
+// Refuse tells the edge that this agent will not open the service, and closes once
+// the edge has taken the answer, or after ten seconds.
 func (in *Inbound) Refuse(reason string) error { return in.end(statusRefused, reason) }
 
-// Down tells the edge that the service cannot be reached, and closes.
+// Down tells the edge that the service cannot be reached, and closes as Refuse does.
 func (in *Inbound) Down(reason string) error { return in.end(statusDown, reason) }
 
-// answerTimeout is how long an edge may take to take an answer of a few bytes.
-const answerTimeout = 5 * time.Second
+const (
+	// answerTimeout is time for an answer of a few bytes, on a bad line too, behind
+	// all that the edge is still sending.
+	answerTimeout = 10 * time.Second
+	// maxUnwanted is how much of the visitor's an edge may send until then.
+	maxUnwanted = 8 << 20
+)
 
 func (in *Inbound) end(status byte, reason string) error {
 	reason = reason[:min(len(reason), 255)]
-	err := in.conn.SetWriteDeadline(time.Now().Add(answerTimeout))
+	err := in.conn.SetDeadline(time.Now().Add(in.linger))
 	if err == nil {
 		_, err = in.conn.Write(append([]byte{status, byte(len(reason))}, reason...))
+	}
+	if err == nil {
+		err = closeWrite(in.conn)
+	}
+	if err == nil {
+		// To close on bytes that nobody read is a reset, which may overtake the
+		// answer (RFC 9293 section 3.6). How the edge ends does not matter.
+		io.CopyN(io.Discard, in.conn, maxUnwanted)
 	}
 	return errors.Join(err, ignoreClosed(in.conn.Close()))
 }

@@ -8,11 +8,17 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"sync"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/pires/go-proxyproto"
 	"pgregory.net/rapid"
+
+	"github.com/kokoa-proxy/kokoa/internal/nettest"
+	"github.com/kokoa-proxy/kokoa/keys"
+	"github.com/kokoa-proxy/kokoa/tunnel"
 )
 
 // pair is a stream over loopback: the edge's end, and what the agent took.
@@ -128,7 +134,7 @@ func TestAnswersThatEnd(t *testing.T) {
 		"without a word":  {func(in *Inbound) error { return in.Refuse("") }, ErrRefused, ""},
 		"a long reason":   {func(in *Inbound) error { return in.Down(strings.Repeat("x", 1000)) }, ErrServiceDown, strings.Repeat("x", 255)},
 		"control letters": {func(in *Inbound) error { return in.Down("a\x1b[2Jb\nc") }, ErrServiceDown, "a[2Jbc"},
-		"closed":          {func(in *Inbound) error { return in.Close() }, io.EOF, ""},
+		"closed":          {func(in *Inbound) error { return in.Close() }, ErrNoAnswer, "unexpected EOF"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c, taken := pair(t, Target{Service: "x"})
@@ -144,10 +150,209 @@ func TestAnswersThatEnd(t *testing.T) {
 					t.Errorf("got %v, want %v with %q", err, tt.want, tt.text)
 				}
 			}
+			c.Close()
 			if err := <-done; err != nil {
 				t.Errorf("agent: %v", err)
 			}
 		})
+	}
+}
+
+// A refusal arrives though the edge is sending, on a line that loses packets: nothing
+// that the agent leaves unread may turn it into a reset.
+func TestRefusalIsNotLost(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		times int
+		open  func(*testing.T) (net.Listener, func(context.Context, netip.AddrPort) (net.Conn, error))
+	}{
+		{"loopback", 200, func(t *testing.T) (net.Listener, func(context.Context, netip.AddrPort) (net.Conn, error)) {
+			l, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			return l, func(ctx context.Context, _ netip.AddrPort) (net.Conn, error) {
+				return (&net.Dialer{}).DialContext(ctx, "tcp", l.Addr().String())
+			}
+		}},
+		{"userspace tunnel", 200, func(t *testing.T) (net.Listener, func(context.Context, netip.AddrPort) (net.Conn, error)) {
+			return listenInTunnel(t, nettest.Shape{})
+		}},
+		{"loss of 5 percent", 200, func(t *testing.T) (net.Listener, func(context.Context, netip.AddrPort) (net.Conn, error)) {
+			return listenInTunnel(t, nettest.Shape{Loss: .05})
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			l, dial := tt.open(t)
+			var agents, edges sync.WaitGroup
+			over, end := context.WithCancel(t.Context())
+			agents.Go(func() {
+				for {
+					c, err := l.Accept()
+					if err != nil {
+						return
+					}
+					agents.Go(func() {
+						defer context.AfterFunc(over, func() { c.Close() })()
+						in, err := Read(c, time.Minute)
+						if err == nil {
+							in.linger = time.Minute // on a busy machine
+							err = in.Refuse("not declared")
+						}
+						if err != nil {
+							t.Errorf("agent: %v", err)
+						}
+					})
+				}
+			})
+			defer agents.Wait()
+			defer l.Close()
+			defer end() // who has its refusal may be slow to go away
+			body := make([]byte, 256<<10)
+			limit := make(chan struct{}, 16)
+			for i := range tt.times {
+				limit <- struct{}{}
+				edges.Go(func() {
+					defer func() { <-limit }()
+					c, err := Dialer{Dial: dial, Port: 7071}.Stream(t.Context(), Target{Agent: agentAddr, Service: "x"})
+					if err != nil {
+						t.Errorf("dial %d: %v", i, err)
+						return
+					}
+					defer c.Close()
+					c.SetDeadline(time.Now().Add(time.Minute))
+					if _, err := c.Write(body); err != nil {
+						t.Errorf("write %d: %v", i, err)
+					}
+					if _, err := c.Read(make([]byte, 1)); !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), "not declared") {
+						t.Errorf("read %d: %v", i, err)
+					}
+				})
+			}
+			edges.Wait()
+		})
+	}
+}
+
+// An edge that sends without end, or does not go away, does not keep the agent.
+func TestRefusalEnds(t *testing.T) {
+	t.Run("after so many bytes", func(t *testing.T) {
+		c, taken := pair(t, Target{Service: "x"})
+		done := make(chan error, 1)
+		go func() {
+			if in := <-taken; in != nil {
+				in.linger = time.Hour
+				done <- in.Refuse("not declared")
+			}
+		}()
+		var err error
+		for err == nil {
+			_, err = c.Write(make([]byte, 1<<20))
+		}
+		if isTimeout(err) {
+			t.Errorf("edge: %v", err)
+		}
+		if err := <-done; err != nil {
+			t.Errorf("agent: %v", err)
+		}
+	})
+	t.Run("after so long", func(t *testing.T) {
+		c, taken := pair(t, Target{Service: "x"})
+		if _, err := io.WriteString(c, "hello"); err != nil {
+			t.Fatal(err)
+		}
+		in := <-taken
+		in.linger = 10 * time.Millisecond
+		if err := in.Refuse("not declared"); err != nil {
+			t.Errorf("agent: %v", err)
+		}
+		if _, err := c.Read(make([]byte, 1)); !errors.Is(err, ErrRefused) {
+			t.Errorf("edge: %v", err)
+		}
+	})
+}
+
+var (
+	edgeAddr  = netip.MustParseAddr("10.90.0.1")
+	agentAddr = netip.MustParseAddr("10.90.0.11")
+)
+
+// listenInTunnel listens at an agent's end of a tunnel and dials from the edge's.
+func listenInTunnel(t *testing.T, shape nettest.Shape) (net.Listener, func(context.Context, netip.AddrPort) (net.Conn, error)) {
+	t.Helper()
+	open := func(addr netip.Addr) (tunnel.Device, keys.Public) {
+		key, err := keys.NewPrivate()
+		if err != nil {
+			t.Fatal(err)
+		}
+		d, err := tunnel.Open(tunnel.Config{Kind: tunnel.Userspace, PrivateKey: key, Address: addr, Network: netip.MustParsePrefix("10.90.0.0/24")})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { d.Close() })
+		return d, key.Public()
+	}
+	edge, edgeKey := open(edgeAddr)
+	agent, agentKey := open(agentAddr)
+	line := nettest.NewRelay(t, netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), agent.ListenPort()), shape)
+	for _, end := range []struct {
+		device tunnel.Device
+		other  tunnel.Peer
+	}{
+		{edge, tunnel.Peer{PublicKey: agentKey, AllowedIPs: []netip.Prefix{netip.PrefixFrom(agentAddr, 32)}, Endpoint: line.Addr().String()}},
+		{agent, tunnel.Peer{PublicKey: edgeKey, AllowedIPs: []netip.Prefix{netip.PrefixFrom(edgeAddr, 32)}}},
+	} {
+		if err := end.device.SetPeers(t.Context(), []tunnel.Peer{end.other}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l, err := agent.Listen(7071)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l, edge.Dial
+}
+
+// An agent that dies leaves no end that could be taken for a service's.
+func TestAgentThatDies(t *testing.T) {
+	for name, tt := range map[string]struct {
+		die  func(*net.TCPConn) error
+		with error
+	}{
+		"in good order": {(*net.TCPConn).Close, io.ErrUnexpectedEOF},
+		"with a reset": {func(c *net.TCPConn) error {
+			return errors.Join(c.SetLinger(0), c.Close())
+		}, syscall.ECONNRESET},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c, taken := pair(t, Target{Service: "x"})
+			if _, err := io.WriteString(c, "hello"); err != nil {
+				t.Fatal(err)
+			}
+			in := <-taken
+			if _, err := io.ReadFull(in.conn, make([]byte, 5)); err != nil {
+				t.Fatal(err)
+			}
+			if err := tt.die(in.conn.(*net.TCPConn)); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := c.Read(make([]byte, 1)); !errors.Is(err, ErrNoAnswer) || !errors.Is(err, tt.with) || errors.Is(err, io.EOF) {
+				t.Errorf("got %v", err)
+			}
+		})
+	}
+}
+
+// That this end is closed says nothing about the agent.
+func TestReadAfterClose(t *testing.T) {
+	c, taken := pair(t, Target{Service: "x"})
+	if _, err := io.WriteString(c, "hello"); err != nil {
+		t.Fatal(err)
+	}
+	defer (<-taken).Close()
+	c.Close()
+	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, net.ErrClosed) || errors.Is(err, ErrNoAnswer) {
+		t.Errorf("got %v", err)
 	}
 }
 
