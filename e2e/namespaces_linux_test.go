@@ -374,6 +374,18 @@ func TestAnAgentsHostIsClosed(t *testing.T) {
 				}
 			}
 		}
+		// The tunnel leads to the agent, or to the edge, and not to whatever else listens.
+		l := i.listen(osaka.name, netip.AddrPortFrom(netip.IPv4Unspecified(), servicePort))
+		defer l.Close()
+		for _, way := range []struct {
+			from string
+			to   *node
+		}{{"osaka", pie}, {"tokyo", pie}, {"pie", osaka}, {"vps", osaka}} {
+			if i.dial(way.from, netip.AddrPortFrom(way.to.tunnel, servicePort)) == nil {
+				t.Errorf("what listens on host %s is reached through the tunnel from %s", way.to.name, way.from)
+			}
+		}
+
 		// Somebody in the home network knows the agent's tunnel address.
 		i.hosts["home"].Route(netip.PrefixFrom(pie.tunnel, 32), pieAddr)
 		if i.dial("home", netip.AddrPortFrom(pie.tunnel, api.AgentPort)) == nil {

@@ -32,6 +32,14 @@ func (s *Server) save(c api.Config) error {
 		return fmt.Errorf("encode: %w", err)
 	}
 	config, previous := filepath.Join(s.o.Bootstrap.Data, configFile), filepath.Join(s.o.Bootstrap.Data, previousFile)
+	sum := sha256.Sum256(body)
+	header := []byte(checksumLine + hex.EncodeToString(sum[:]) + "\n")
+	// Written aside first: on a full disk neither the config nor its fallback is
+	// touched.
+	next := config + ".next"
+	if err := atomicfile.Write(next, append(header, body...), 0o600); err != nil {
+		return err
+	}
 	// A second name for the file that is about to be replaced: at no moment is
 	// there none that is whole.
 	fallback := previous + ".new"
@@ -45,9 +53,7 @@ func (s *Server) save(c api.Config) error {
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	sum := sha256.Sum256(body)
-	header := []byte(checksumLine + hex.EncodeToString(sum[:]) + "\n")
-	return atomicfile.Write(config, append(header, body...), 0o600)
+	return atomicfile.Rename(next, config)
 }
 
 // restore makes the last good config live, or the one before it, and sets the

@@ -33,7 +33,7 @@ type Handler struct {
 	// one that is listened on. One that came by another port came by somebody's
 	// mapping, and goes to 443. 0 for none.
 	HTTPPort, HTTPSPort uint16
-	Log       *slog.Logger
+	Log                 *slog.Logger
 	// Now is the clock that routes expire by; nil is time.Now.
 	Now func() time.Time
 

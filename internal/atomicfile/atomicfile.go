@@ -68,6 +68,15 @@ func ignoreAbsent(err error) error {
 	return err
 }
 
+// Rename gives a file that Write made another name in the same folder, in place of
+// what had it. The folder's entry is on disk when it returns.
+func Rename(from, to string) error {
+	if err := os.Rename(from, to); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(to))
+}
+
 func syncDir(dir string) error {
 	d, err := os.Open(dir)
 	if err != nil {
