@@ -26,7 +26,7 @@ const (
 
 // save makes c what a restart will serve. What was saved before becomes the
 // fallback. After an error the saved config is as it was.
-func (s *Server) save(c api.Config) error {
+func (s *Server) save(c api.Config) (err error) {
 	body, err := json.Marshal(c)
 	if err != nil {
 		return fmt.Errorf("encode: %w", err)
@@ -40,6 +40,11 @@ func (s *Server) save(c api.Config) error {
 	if err := atomicfile.Write(next, append(header, body...), 0o600); err != nil {
 		return err
 	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.Remove(next))
+		}
+	}()
 	// A second name for the file that is about to be replaced: at no moment is
 	// there none that is whole.
 	fallback := previous + ".new"
