@@ -34,6 +34,7 @@ import (
 	"github.com/kokoa-proxy/kokoa/edge"
 	"github.com/kokoa-proxy/kokoa/edge/api"
 	"github.com/kokoa-proxy/kokoa/fleet"
+	"github.com/kokoa-proxy/kokoa/internal/logtest"
 	"github.com/kokoa-proxy/kokoa/keys"
 	"github.com/kokoa-proxy/kokoa/reconciler"
 	"github.com/kokoa-proxy/kokoa/reconciler/certs/certstest"
@@ -94,7 +95,7 @@ type node struct {
 	key     keys.Private
 	program string
 	args    []string
-	log     *demotest.Output
+	log     *logtest.Buffer
 	cmd     *exec.Cmd
 	done    chan struct{}
 }
@@ -140,7 +141,7 @@ func newLab(t *testing.T, kind string) *lab {
 func (l *lab) start(n *node) {
 	l.t.Helper()
 	if n.log == nil {
-		n.log = &demotest.Output{}
+		n.log = &logtest.Buffer{}
 		l.t.Cleanup(func() {
 			l.kill(n)
 			if l.t.Failed() {

@@ -199,9 +199,9 @@ func (l *Loop) clocks(t Turn, s *serving) {
 		off[name] = skew.Abs() > maxSkew
 		switch {
 		case off[name] && !s.clockOff[name]:
-			l.Log.Warn("edge's clock is off: routes and certificates end by it", "edge", name, "skew", skew.Round(time.Second))
+			l.Log.Warn("edge's clock found off: routes and certificates end by it", "edge", name, "skew", skew.Round(time.Second))
 		case !off[name] && s.clockOff[name]:
-			l.Log.Info("edge's clock is right again", "edge", name)
+			l.Log.Info("edge's clock found right again", "edge", name)
 		}
 	}
 	s.clockOff = off
@@ -248,7 +248,7 @@ func (l *Loop) log(t Turn) {
 		l.Log.Info("applied", "revision", short(t.Revision), "count", n, "took", t.Loaded+t.Took+t.Applied)
 	}
 	for _, w := range t.Warnings {
-		l.Log.Debug("warning in the fleet repo", "err", w)
+		l.Log.Debug("fleet repo warned", "err", w)
 	}
 }
 

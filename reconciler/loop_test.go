@@ -140,7 +140,7 @@ func TestLoopTellsOfClocks(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if n := strings.Count(log.String(), "clock is off"); n != 1 {
+	if n := strings.Count(log.String(), "clock found off"); n != 1 {
 		t.Errorf("said %d times:\n%s", n, log.String())
 	}
 	if got := l.Status().Edges[0].ClockSkewMS; got < 290_000 || got > 310_000 {
@@ -150,7 +150,7 @@ func TestLoopTellsOfClocks(t *testing.T) {
 	if _, err := l.turn(t.Context(), &s); err != nil {
 		t.Fatal(err)
 	}
-	if !strings.Contains(log.String(), "clock is right again") {
+	if !strings.Contains(log.String(), "clock found right again") {
 		t.Errorf("not said:\n%s", log.String())
 	}
 }

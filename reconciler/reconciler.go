@@ -228,7 +228,7 @@ func (r *Reconciler) applied(ctx context.Context, commit string) (Commit, error)
 	var diagnostics schema.Diagnostics
 	if errors.As(err, &diagnostics) {
 		// It was good once; a newer kokoa may read it more strictly.
-		r.Log.Debug("applied revision no longer loads", "revision", commit, "err", err)
+		r.Log.Debug("applied revision not loaded", "revision", commit, "err", err)
 		return Commit{}, nil
 	}
 	return was, err

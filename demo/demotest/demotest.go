@@ -2,7 +2,6 @@
 package demotest
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -18,13 +17,13 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/miekg/dns"
 
 	"github.com/kokoa-proxy/kokoa/demo"
+	"github.com/kokoa-proxy/kokoa/internal/logtest"
 	"github.com/kokoa-proxy/kokoa/reconciler"
 )
 
@@ -34,7 +33,7 @@ type Run struct {
 	dir string
 	cmd *exec.Cmd
 	// Out is what the demo has printed.
-	Out *Output
+	Out *logtest.Buffer
 	// Done gets the demo's end, and keeps it.
 	Done chan error
 	// File is demo.json, once Ready.
@@ -46,7 +45,7 @@ type Run struct {
 // failed, what the demo said is logged.
 func Start(t testing.TB, kokoa, dir string, args ...string) *Run {
 	t.Helper()
-	d := &Run{t: t, dir: dir, Out: &Output{}, Done: make(chan error, 1)}
+	d := &Run{t: t, dir: dir, Out: &logtest.Buffer{}, Done: make(chan error, 1)}
 	d.cmd = exec.Command(kokoa, append([]string{"demo", "--dir", dir}, args...)...)
 	d.cmd.Stdout, d.cmd.Stderr = d.Out, d.Out
 	if err := d.cmd.Start(); err != nil {
@@ -253,26 +252,6 @@ func Eventually(t testing.TB, limit time.Duration, check func() error) {
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
-}
-
-// Output collects what a process prints.
-type Output struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-// Write implements io.Writer.
-func (b *Output) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-// String is all of it.
-func (b *Output) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
 }
 
 // Service is the URL that the demo wrote into a route's file, which may not have the

@@ -137,7 +137,7 @@ func (d *Driver) connect(ctx context.Context, network netip.Prefix, edges []flee
 	// An endpoint whose name does not resolve shows as that edge being
 	// unreachable; the others are set.
 	if err := d.device.SetPeers(ctx, peers); err != nil {
-		d.Log.Warn("some edges' endpoints are not set", "err", err)
+		d.Log.Warn("some edges' endpoints not set", "err", err)
 	}
 	return maps.Clone(d.edges), nil
 }
