@@ -19,6 +19,7 @@ import (
 	"github.com/kokoa-proxy/kokoa/internal/program"
 	"github.com/kokoa-proxy/kokoa/reconciler/dns"
 	"github.com/kokoa-proxy/kokoa/reconciler/plan"
+	"github.com/kokoa-proxy/kokoa/reconciler/repo"
 	"github.com/kokoa-proxy/kokoa/schema"
 )
 
@@ -63,6 +64,7 @@ const (
 	codeStale     = 4
 	codeInvalid   = 5
 	codePartly    = 6
+	codeDenied    = 8
 	codeCancelled = 9
 )
 
@@ -85,6 +87,8 @@ func codeOf(err error) int {
 		return codeBlocked
 	case errors.Is(err, api.ErrConflict), errors.Is(err, dns.ErrConflict):
 		return codeStale
+	case errors.Is(err, repo.ErrDenied):
+		return codeDenied
 	case errors.Is(err, errPartly):
 		return codePartly
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
@@ -102,7 +106,8 @@ What is desired is CUE in a Git repo; kokoa converges edges, DNS and certificate
 
 Exit codes: 0 done or nothing to do, 1 error, 2 changes (with --detailed-exitcode),
 3 blocked by a guard, 4 the world moved meanwhile, 5 the fleet repo is invalid,
-6 applied partly, 9 cancelled or timed out.`,
+6 applied partly, 8 the fleet repo's host refused the credentials, 9 cancelled or
+timed out.`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Version:       program.Version(),
