@@ -63,7 +63,7 @@ type Control struct {
 	Turn func(reconciler.Turn, *reconciler.Status)
 }
 
-// Network is the demo fleet's tunnel network.
+// network is the demo fleet's tunnel network.
 var network = netip.MustParsePrefix("10.86.0.0/16")
 
 // The demo's edges and origins, as examples/fleet-repo names them.
