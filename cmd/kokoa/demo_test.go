@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -63,10 +64,21 @@ func TestDemo(t *testing.T) {
 		if err := d.Everywhere("https://anna.apps.kokoa.test/", 200, "anna.apps.kokoa.test"); err != nil {
 			t.Error(err)
 		}
-		code, _, err := d.Get(d.File.Edges[0].HTTP, "http://blog.kokoa.test/")
-		if err == nil && code < 400 {
-			// The client followed the redirect to https, on the http port.
-			t.Errorf("plain http: %d", code)
+		// Plain HTTP is sent to HTTPS, at the port beside it.
+		r, err := http.NewRequest("GET", "http://"+d.File.Edges[0].HTTP+"/about?x=1", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, plain, _ := net.SplitHostPort(d.File.Edges[0].HTTP)
+		_, secured, _ := net.SplitHostPort(d.File.Edges[0].HTTPS)
+		r.Host = net.JoinHostPort("blog.kokoa.test", plain)
+		resp, err := http.DefaultTransport.RoundTrip(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if want := "https://blog.kokoa.test:" + secured + "/about?x=1"; resp.StatusCode != 308 || resp.Header.Get("Location") != want {
+			t.Errorf("plain http: %d to %q, want 308 to %q", resp.StatusCode, resp.Header.Get("Location"), want)
 		}
 	})
 
