@@ -52,13 +52,19 @@ func openKernel(cfg Config) (_ *device, err error) {
 	if link.Type() != "wireguard" {
 		return nil, fmt.Errorf("interface %s exists and is no WireGuard device; name another", cfg.Name)
 	}
+	routes, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("reach the routing tables: %w", err), netlink.LinkDel(link))
+	}
 	client, err := wgctrl.New()
 	if err != nil {
+		routes.Close()
 		return nil, errors.Join(fmt.Errorf("reach WireGuard: %w", err), netlink.LinkDel(link))
 	}
 	var gate *filter.Filter
 	release := func() error {
-		return errors.Join(client.Close(), netlink.LinkDel(link), allowForwarding(cfg), gate.Close())
+		defer routes.Close()
+		return errors.Join(client.Close(), routes.LinkDel(link), allowForwarding(routes, cfg), gate.Close())
 	}
 	defer func() {
 		if err != nil {
@@ -109,13 +115,18 @@ func openTUN(cfg Config) (_ *device, err error) {
 		}
 		return nil, fmt.Errorf("create TUN device %s: %w", cfg.Name, err)
 	}
+	routes, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("reach the routing tables: %w", err), native.Close(), socket.Close())
+	}
 	wg := wgdevice.NewDevice(newFrugal(alwaysUp(native)), conn.NewStdNetBind(), wireguardLog(cfg.Log))
 	admin := serve(socket, wg)
 	var gate *filter.Filter
 	release := func() error {
 		admin.close()
 		wg.Close()
-		return errors.Join(allowForwarding(cfg), gate.Close())
+		defer routes.Close()
+		return errors.Join(allowForwarding(routes, cfg), gate.Close())
 	}
 	defer func() {
 		if err != nil {
@@ -205,9 +216,10 @@ func denyForwarding(cfg Config) error {
 	return nil
 }
 
-// allowForwarding takes the rule back.
-func allowForwarding(cfg Config) error {
-	if err := netlink.RuleDel(noForwarding(cfg)); err != nil && !errors.Is(err, unix.ENOENT) {
+// allowForwarding takes the rule back, by a handle that was made where the link was:
+// whoever closes a device may be in another network namespace by then.
+func allowForwarding(routes *netlink.Handle, cfg Config) error {
+	if err := routes.RuleDel(noForwarding(cfg)); err != nil && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("remove rule about %s: %w", cfg.Name, err)
 	}
 	return nil

@@ -340,7 +340,14 @@ func TestNothingIsForwardedBetweenPeers(t *testing.T) {
 				}
 				if w.kind != Userspace {
 					// It is the rule that does it, not something this test got wrong.
-					w.edge.Do(func() error { return allowForwarding(Config{Address: edge.addr, Name: "kkedge"}) })
+					w.edge.Do(func() error {
+						routes, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+						if err != nil {
+							return err
+						}
+						defer routes.Close()
+						return allowForwarding(routes, Config{Address: edge.addr, Name: "kkedge"})
+					})
 					if err := ask(a.mustDial(toB), "hello"); err != nil {
 						t.Errorf("without the rule: %v", err)
 					}
