@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"path"
 	"slices"
 	"strings"
 	"time"
@@ -47,6 +48,8 @@ type Fleet struct {
 	DNS     DNS          `json:"dns"`
 	ACME    ACME         `json:"acme"`
 	Guards  Guards       `json:"guards"`
+	// Registration says how hosts become origins by themselves.
+	Registration Registration `json:"registration"`
 
 	Edges   map[string]Edge   `json:"edges"`
 	Origins map[string]Origin `json:"origins"`
@@ -185,6 +188,47 @@ type Guards struct {
 	MaxDeletes int `json:"max_deletes"`
 }
 
+// Registration says how hosts become origins by themselves.
+type Registration struct {
+	// Folder of the repo for the files of new origins, like "origins".
+	Folder string `json:"folder"`
+	// Automatic says which registrations are merged without a person; nil none.
+	Automatic *Automatic `json:"automatic,omitempty"`
+	// Refuse are patterns of names that no host may take.
+	Refuse []string `json:"refuse,omitempty"`
+	// RotateEvery is the age at which agents get new keys; 0 means never.
+	RotateEvery time.Duration `json:"rotate_every,omitempty"`
+}
+
+// Automatic is which registrations are merged without a person, when their token
+// allows it as well. All of its limits hold at once.
+type Automatic struct {
+	// Names are patterns of the origin's name; empty means any.
+	Names []string `json:"names,omitempty"`
+	// Hosts the origin may ask for, as in Origin.Hosts; empty means any.
+	Hosts []string `json:"hosts,omitempty"`
+	// TemporaryOnly leaves out origins that never expire.
+	TemporaryOnly bool `json:"temporary_only,omitempty"`
+}
+
+// MatchName reports whether any of the patterns matches a name. In a pattern "*"
+// stands for any number of characters, and every other character for itself.
+func MatchName(patterns []string, name string) bool {
+	return slices.ContainsFunc(patterns, func(p string) bool {
+		ok, err := path.Match(p, name)
+		return ok && err == nil
+	})
+}
+
+// CoversHost reports whether any of the patterns, in the form of Origin.Hosts,
+// covers a host, which may be a wildcard itself.
+func CoversHost(patterns []string, host string) bool {
+	return slices.ContainsFunc(patterns, func(p string) bool {
+		suffix, wild := strings.CutPrefix(p, "*")
+		return p == host || wild && strings.HasSuffix(host, suffix)
+	})
+}
+
 // Edge is a public host that ends TLS and carries requests into the tunnels.
 type Edge struct {
 	Name string `json:"name"`
@@ -206,6 +250,9 @@ type Origin struct {
 	Name string `json:"name"`
 	// PublicKey of its WireGuard; the private half never leaves the host.
 	PublicKey keys.Public `json:"public_key"`
+	// NextKey is the key that replaces PublicKey; while it is set both are valid.
+	// Zero means that no replacement is under way.
+	NextKey keys.Public `json:"next_key,omitzero"`
 	// TunnelAddress is its address in the fleet's network.
 	TunnelAddress netip.Addr `json:"tunnel_address"`
 	// Hosts it may serve: exact names or "*.suffix", which here covers every
@@ -219,18 +266,7 @@ type Origin struct {
 
 // MayServe reports whether the origin may serve a route's host.
 func (o Origin) MayServe(host string) bool {
-	if len(o.Hosts) == 0 {
-		return true
-	}
-	for _, h := range o.Hosts {
-		if h == host {
-			return true
-		}
-		if suffix, ok := strings.CutPrefix(h, "*"); ok && strings.HasSuffix(host, suffix) {
-			return true
-		}
-	}
-	return false
+	return len(o.Hosts) == 0 || CoversHost(o.Hosts, host)
 }
 
 // TLS is where a route's certificate comes from.

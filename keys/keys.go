@@ -188,11 +188,21 @@ func (s Secret) SigningPublic() ed25519.PublicKey {
 	return ed25519.PublicKey(private[ed25519.PrivateKeySize-ed25519.PublicKeySize:])
 }
 
+// Join is the X25519 key that hosts seal their registration for, and the control
+// plane its answers with. Its public half is in every token.
+func (s Secret) Join() Private { return Private(s.derive("join")).clamp() }
+
 // CA is the key of the fleet's internal certificate authority, on P-256.
-func (s Secret) CA() *ecdsa.PrivateKey {
+func (s Secret) CA() *ecdsa.PrivateKey { return s.p256("ca/") }
+
+// Downloads is the key that signs the agent that a fleet's hosts download, on P-256:
+// every openssl can check that.
+func (s Secret) Downloads() *ecdsa.PrivateKey { return s.p256("downloads/") }
+
+func (s Secret) p256(purpose string) *ecdsa.PrivateKey {
 	// A scalar is out of range with a chance of 2^-32: count until one fits.
 	for i := 0; ; i++ {
-		raw := s.derive("ca/" + strconv.Itoa(i))
+		raw := s.derive(purpose + strconv.Itoa(i))
 		if k, err := ecdsa.ParseRawPrivateKey(elliptic.P256(), raw[:]); err == nil {
 			return k
 		}

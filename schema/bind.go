@@ -85,6 +85,7 @@ const (
 	defaultAlgorithm = "hmac-sha256"
 	defaultDirectory = "https://acme-v02.api.letsencrypt.org/directory"
 	defaultPercent   = 30
+	defaultFolder    = "origins"
 	defaultDeletes   = 50
 	defaultInterval  = 10 * time.Second
 	defaultTimeout   = 5 * time.Second
@@ -160,6 +161,7 @@ func (b *binder) fleetEntry() *fleet.Fleet {
 		MaxDeletePercent: b.number("guards.max_delete_percent", defaultPercent),
 		MaxDeletes:       b.number("guards.max_deletes", defaultDeletes),
 	}
+	b.registration(f)
 	// Only now: the built-in server's default name takes the first as written.
 	slices.SortFunc(f.Domains, func(a, b string) int {
 		if len(a) != len(b) {
@@ -246,6 +248,25 @@ func (b *binder) acme(f *fleet.Fleet) {
 	}
 }
 
+func (b *binder) registration(f *fleet.Fleet) {
+	r := &f.Registration
+	r.Folder = b.textOr("registration.folder", defaultFolder)
+	r.Refuse = b.texts("registration.refuse")
+	if b.has("registration.rotate_every") {
+		r.RotateEvery = b.duration("registration.rotate_every", 0, time.Hour, 365*24*time.Hour)
+	}
+	if b.has("registration.automatic") {
+		r.Automatic = &fleet.Automatic{
+			Names:         b.texts("registration.automatic.names"),
+			TemporaryOnly: b.flag("registration.automatic.temporary_only", false),
+		}
+		for i, h := range b.texts("registration.automatic.hosts") {
+			b.canonical(element("registration.automatic.hosts", i), h)
+			r.Automatic.Hosts = append(r.Automatic.Hosts, h)
+		}
+	}
+}
+
 func (b *binder) edgeEntry() *fleet.Edge {
 	e := &fleet.Edge{Name: b.name}
 	for i, text := range b.texts("addresses") {
@@ -268,14 +289,10 @@ func (b *binder) edgeEntry() *fleet.Edge {
 
 func (b *binder) originEntry() *fleet.Origin {
 	o := &fleet.Origin{Name: b.name}
-	key, err := keys.ParsePublic(b.text("public_key"))
-	switch {
-	case err != nil:
-		b.invalid("public_key", "public_key is %s", "paste it as kokoa-agent printed it", err)
-	case key.IsZero():
-		b.invalid("public_key", "public_key is all zeros", "paste it as kokoa-agent printed it")
+	o.PublicKey = b.publicKey("public_key")
+	if b.has("next_key") {
+		o.NextKey = b.publicKey("next_key")
 	}
-	o.PublicKey = key
 	o.TunnelAddress = b.address("tunnel_address", b.text("tunnel_address"))
 	for i, h := range b.texts("hosts") {
 		b.canonical(element("hosts", i), h)
@@ -283,6 +300,17 @@ func (b *binder) originEntry() *fleet.Origin {
 	}
 	o.Expires = b.time("expires")
 	return o
+}
+
+func (b *binder) publicKey(field string) keys.Public {
+	key, err := keys.ParsePublic(b.text(field))
+	switch {
+	case err != nil:
+		b.invalid(field, "%s is %s", "paste it as kokoa-agent printed it", field, err)
+	case key.IsZero():
+		b.invalid(field, "%s is all zeros", "paste it as kokoa-agent printed it", field)
+	}
+	return key
 }
 
 func (b *binder) routeEntry() *fleet.Route {

@@ -245,6 +245,11 @@ func (a *assembly) checkAddresses() {
 		} else if !p.bad("public_key") {
 			publicKeys[o.PublicKey] = owner{p, "public_key"}
 		}
+		if first, taken := publicKeys[o.NextKey]; taken && !o.NextKey.IsZero() {
+			clash(p, "next_key", "next_key", first)
+		} else if !o.NextKey.IsZero() && !p.bad("next_key") {
+			publicKeys[o.NextKey] = owner{p, "next_key"}
+		}
 		tunnel(p, o.TunnelAddress)
 		for i, host := range o.Hosts {
 			a.inDomains(p, element("hosts", i), host)

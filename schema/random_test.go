@@ -49,6 +49,14 @@ func randomFleet(t *rapid.T) *fleet.Fleet {
 			Challenge: fleet.ChallengeDNS01,
 			CA:        rapid.SampledFrom([]string{"", "/etc/ca.pem"}).Draw(t, "ca"),
 		},
+		Registration: fleet.Registration{
+			Folder: rapid.SampledFrom([]string{defaultFolder, "hosts/small"}).Draw(t, "registration folder"),
+			Refuse: rapid.SampledFrom([][]string{nil, {"control", "x-*"}}).Draw(t, "refuse"),
+			Automatic: rapid.SampledFrom([]*fleet.Automatic{nil, {}, {
+				Names: []string{"dev-*"}, Hosts: []string{"*.dev.kokoa.test"}, TemporaryOnly: true,
+			}}).Draw(t, "automatic"),
+			RotateEvery: rapid.SampledFrom([]time.Duration{0, time.Hour, 720 * time.Hour}).Draw(t, "rotate"),
+		},
 		Guards:  fleet.Guards{MaxDeletePercent: rapid.IntRange(0, 100).Draw(t, "percent"), MaxDeletes: rapid.IntRange(0, 1000).Draw(t, "deletes")},
 		Edges:   map[string]fleet.Edge{},
 		Origins: map[string]fleet.Origin{},
@@ -76,7 +84,7 @@ func randomFleet(t *rapid.T) *fleet.Fleet {
 		name := fmt.Sprintf("origin-%d", i)
 		key := keys.Public{31: byte(i + 1)}
 		f.Origins[name] = fleet.Origin{
-			Name: name, TunnelAddress: address(), PublicKey: key, Expires: moment(t),
+			Name: name, TunnelAddress: address(), PublicKey: key, NextKey: rapid.SampledFrom([]keys.Public{{}, {30: byte(i + 1)}}).Draw(t, "next_key"), Expires: moment(t),
 			Hosts: rapid.SampledFrom([][]string{nil, {"*.kokoa.test", "kokoa.org", "*.kokoa.org", "kokoa.test"}}).Draw(t, "hosts"),
 		}
 	}
@@ -156,6 +164,7 @@ func write(t *rapid.T, f *fleet.Fleet) memory {
 	w.orDefault("ca", strconv.Quote(f.ACME.CA), f.ACME.CA == "")
 	w.close()
 	w.line("guards: {max_delete_percent: %d, max_deletes: %d}", f.Guards.MaxDeletePercent, f.Guards.MaxDeletes)
+	w.registration(f.Registration)
 	w.close()
 	put(w.String())
 	for _, name := range f.EdgeNames() {
@@ -174,6 +183,9 @@ func write(t *rapid.T, f *fleet.Fleet) memory {
 		w := writer{T: t}
 		w.open("origin: " + strconv.Quote(name))
 		w.text("public_key", o.PublicKey.String())
+		if !o.NextKey.IsZero() {
+			w.text("next_key", o.NextKey.String())
+		}
 		w.text("tunnel_address", o.TunnelAddress.String())
 		if o.Hosts != nil {
 			w.texts("hosts", o.Hosts)
@@ -254,6 +266,29 @@ func (w *writer) orDefault(name, value string, isDefault bool) {
 		return
 	}
 	w.line("%s: %s", name, value)
+}
+
+func (w *writer) registration(r fleet.Registration) {
+	w.open("registration")
+	w.orDefault("folder", strconv.Quote(r.Folder), r.Folder == defaultFolder)
+	if r.Refuse != nil {
+		w.texts("refuse", r.Refuse)
+	}
+	if r.RotateEvery != 0 {
+		w.text("rotate_every", r.RotateEvery.String())
+	}
+	if a := r.Automatic; a != nil {
+		w.open("automatic")
+		if a.Names != nil {
+			w.texts("names", a.Names)
+		}
+		if a.Hosts != nil {
+			w.texts("hosts", a.Hosts)
+		}
+		w.orDefault("temporary_only", strconv.FormatBool(a.TemporaryOnly), !a.TemporaryOnly)
+		w.close()
+	}
+	w.close()
 }
 
 func (w *writer) secret(name string, s fleet.SecretRef) {

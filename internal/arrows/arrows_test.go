@@ -36,6 +36,9 @@ var links = []ban{
 	{"edge/api", []string{"edge/...", "golang.zx2c4.com/...", "github.com/pires/..."}, []string{"edge/api", "edge/route"}, "the reconciler and the agent import it"},
 	{"agent/...", heavy, nil, "the agent is small, and holds no credentials"},
 	{"agent/...", []string{"edge/...", "fleet"}, []string{"edge/api", "edge/route"}, "an agent obeys signed config; it is no edge"},
+	{"join", []string{module + "/..."}, []string{"join", "keys", "edge/api", "edge/route"}, "both ends of a registration use it"},
+	{"registrar/forge/...", []string{module + "/..."}, []string{"registrar/forge/...", "keys"}, "a forge knows of files and branches, not of what they mean"},
+	{"registrar/...", []string{"edge/...", "agent/...", "tunnel/...", "reconciler/..."}, []string{"edge/api", "edge/route", "reconciler/repo"}, "registration is beside the reconciler, not in it"},
 	{"tunnel/...", []string{"edge/...", "agent/...", "fleet", "reconciler/...", "schema/..."}, nil, "both ends use it"},
 	{"fleet", []string{"..."}, []string{"fleet", "keys"}, "everyone imports it"},
 	{"keys", []string{"..."}, []string{"keys"}, "everyone imports it"},
@@ -59,7 +62,8 @@ var imports = []ban{
 
 // heavy is the control plane's.
 var heavy = []string{
-	"reconciler/...", "schema/...", "demo/...",
+	"reconciler/...", "schema/...", "registrar/...", "demo/...",
+	"github.com/google/go-github/...", "code.gitea.io/...",
 	"cuelang.org/...", "github.com/go-git/...", "github.com/caddyserver/...", "github.com/mholt/acmez/...",
 	"github.com/libdns/...", "github.com/miekg/...", "github.com/spf13/...",
 }

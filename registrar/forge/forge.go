@@ -1,0 +1,79 @@
+// Package forge is what the control plane does at the place where the fleet repo
+// is kept: it proposes changes as pull requests, and merges them where it may. Each
+// make of forge has a package below; a bare repository is one as well, with branches
+// for pull requests. Package forgetest has the suite that all of them pass.
+package forge
+
+import (
+	"errors"
+	"fmt"
+	"time"
+)
+
+// File is a file of the fleet repo as a proposal leaves it.
+type File struct {
+	// Path from the top of the repo, with slashes.
+	Path string
+	// Content is all of it; nil removes the file.
+	Content []byte
+}
+
+// Proposal is a change for somebody to review.
+type Proposal struct {
+	// Branch is where the change lives, without "refs/heads/". The same change has
+	// the same branch, however often it is proposed.
+	Branch string
+	// Title is one line, and the subject of the commit; Body is Markdown, and the
+	// commit's text.
+	Title, Body string
+	// Files change in one commit. No path is named twice.
+	Files []File
+}
+
+// State is where a pull request stands.
+type State string
+
+// The states.
+const (
+	Open   State = "open"
+	Merged State = "merged"
+	Closed State = "closed" // without being merged
+)
+
+// Pull is a pull request.
+type Pull struct {
+	// Number is the forge's; 0 where it has none.
+	Number int
+	Branch string
+	State  State
+	// Head is the branch's commit, 40 hexadecimal digits.
+	Head string
+	// URL is where people see it; for a bare repository, the command that approves
+	// it.
+	URL string
+}
+
+// The errors that a caller may ask for with errors.Is. Everything else is the
+// forge's trouble, and may be better later.
+var (
+	// ErrNoPull: there is no pull request of the branch.
+	ErrNoPull = errors.New("no such pull request")
+	// ErrConflict: the base branch has moved so that the change no longer applies,
+	// or the pull request is not what it was; propose again.
+	ErrConflict = errors.New("the pull request does not fit the branch it is for")
+	// ErrProtected: the branch's rules forbid merging this way; a person must.
+	ErrProtected = errors.New("the repo's rules do not let this be merged here")
+	// ErrDenied: the forge refused the credentials, or they may not do this.
+	ErrDenied = errors.New("the forge refused the credentials")
+)
+
+// LimitError says that the forge asks to come back later.
+type LimitError struct {
+	// Until is when; it may be past.
+	Until time.Time
+}
+
+// Error says until when.
+func (e LimitError) Error() string {
+	return fmt.Sprintf("the forge's rate limit is used up until %s", e.Until.UTC().Format(time.RFC3339))
+}
