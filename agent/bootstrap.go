@@ -32,6 +32,11 @@ type Bootstrap struct {
 	Tunnel string `json:"tunnel"`
 	// Data is the folder of the last good config, mode 0700.
 	Data string `json:"data"`
+	// Control is the URL of the control plane that the agent joined by, and
+	// ControlKey that one's public join key; empty for an agent that was given its
+	// file by hand.
+	Control    string      `json:"control,omitempty"`
+	ControlKey keys.Public `json:"control_key,omitzero"`
 }
 
 // ReadBootstrap reads and checks a bootstrap file. One that other users can read is

@@ -98,6 +98,9 @@ type link struct {
 	hostport string
 	giveUp   context.CancelFunc
 	up       bool
+	// answered is when the edge last answered, and since when up is what it is;
+	// zero means never.
+	answered, since time.Time
 	// refusal is why the config this edge last relayed is not obeyed, or "".
 	refusal string
 }
@@ -221,7 +224,10 @@ func (l *link) reached(ctx context.Context, refusal string) {
 	l.session.heard()
 	l.mu.Lock()
 	was, said := l.up, l.refusal
-	l.up, l.refusal = true, refusal
+	l.up, l.refusal, l.answered = true, refusal, time.Now()
+	if !was {
+		l.since = l.answered
+	}
 	l.mu.Unlock()
 	if !was {
 		l.log.Info("edge reached")
@@ -237,6 +243,9 @@ func (l *link) lost(failures int, err error) {
 	l.mu.Lock()
 	was := l.up
 	l.up = false
+	if was {
+		l.since = time.Now()
+	}
 	l.mu.Unlock()
 	switch {
 	case was:
