@@ -221,6 +221,17 @@ func (d *fakeDevice) SetPeers(_ context.Context, peers []tunnel.Peer) error {
 	return nil
 }
 
+// SetPrivateKey makes a handshake with every peer that is there.
+func (d *fakeDevice) SetPrivateKey(keys.Private) error {
+	d.world.mu.Lock()
+	defer d.world.mu.Unlock()
+	for _, p := range d.peers {
+		delete(d.lives, p.PublicKey)
+		d.shake(p)
+	}
+	return nil
+}
+
 func (d *fakeDevice) Stats() ([]tunnel.PeerStats, error) {
 	d.world.mu.Lock()
 	defer d.world.mu.Unlock()

@@ -267,6 +267,7 @@ func (d *loopback) Stats() ([]tunnel.PeerStats, error)            { return nil, 
 func (d *loopback) Kind() tunnel.Kind                             { return tunnel.Userspace }
 func (d *loopback) Reason() string                                { return "benchmark" }
 func (d *loopback) ListenPort() uint16                            { return 0 }
+func (d *loopback) SetPrivateKey(keys.Private) error              { return nil }
 func (d *loopback) Close() error                                  { return nil }
 
 func (d *loopback) Dial(context.Context, netip.AddrPort) (net.Conn, error) {

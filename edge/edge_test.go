@@ -91,6 +91,8 @@ func (d *device) Reason() string     { return "test" }
 func (d *device) ListenPort() uint16 { return 51820 }
 func (d *device) Close() error       { return nil }
 
+func (d *device) SetPrivateKey(keys.Private) error { return errors.New("an edge keeps its key") }
+
 // from dials the device's listeners from an address in the tunnel.
 func (d *device) from(a netip.Addr) func(context.Context, netip.AddrPort) (net.Conn, error) {
 	return func(ctx context.Context, to netip.AddrPort) (net.Conn, error) {

@@ -292,6 +292,7 @@ func (d fakeDevice) Listen(uint16) (net.Listener, error)           { return nil,
 func (d fakeDevice) Kind() tunnel.Kind                             { return tunnel.Userspace }
 func (d fakeDevice) Reason() string                                { return "test" }
 func (d fakeDevice) ListenPort() uint16                            { return 0 }
+func (d fakeDevice) SetPrivateKey(keys.Private) error              { return errors.New("not used") }
 func (d fakeDevice) Close() error                                  { return nil }
 
 func (d fakeDevice) Dial(ctx context.Context, to netip.AddrPort) (net.Conn, error) {

@@ -25,7 +25,6 @@ type device struct {
 	// release frees what the halves do not: the link, the process' sockets.
 	release func() error
 
-	self   keys.Public
 	kind   Kind
 	reason string
 	port   uint16
@@ -37,7 +36,8 @@ type device struct {
 	once    sync.Once
 	closed  error
 
-	mu sync.Mutex
+	mu   sync.Mutex
+	self keys.Public
 	// turn counts the calls of SetPeers, so that one that waited for DNS does not
 	// undo a later one.
 	turn uint64
@@ -49,6 +49,8 @@ type device struct {
 type wireguard interface {
 	// change applies changes in order.
 	change(changes []change) error
+	// setKey replaces the device's key, and keeps its peers.
+	setKey(key keys.Private) error
 	peers() ([]peerState, error)
 }
 
@@ -100,11 +102,7 @@ func (d *device) Stats() ([]PeerStats, error) {
 }
 
 func (d *device) SetPeers(ctx context.Context, peers []Peer) error {
-	wanted, err := check(peers, d.self)
-	if err != nil {
-		return fmt.Errorf("set peers: %w", err)
-	}
-	turn, err := d.setAtOnce(wanted)
+	wanted, turn, err := d.setAtOnce(peers)
 	if err != nil {
 		return fmt.Errorf("set peers: %w", err)
 	}
@@ -116,16 +114,19 @@ func (d *device) SetPeers(ctx context.Context, peers []Peer) error {
 
 // setAtOnce sets everything that needs no DNS: a revoked peer must not stay for
 // as long as some other peer's name server is slow.
-func (d *device) setAtOnce(wanted []wantedPeer) (turn uint64, err error) {
+func (d *device) setAtOnce(peers []Peer) (wanted []wantedPeer, turn uint64, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if wanted, err = check(peers, d.self); err != nil {
+		return nil, 0, err
+	}
 	d.turn++
 	if d.closing.Err() != nil {
-		return 0, net.ErrClosed
+		return nil, 0, net.ErrClosed
 	}
 	have, err := d.wireguard.peers()
 	if err != nil {
-		return 0, err
+		return nil, 0, err
 	}
 	reached := make(map[keys.Public]bool, len(have))
 	for _, p := range have {
@@ -145,10 +146,46 @@ func (d *device) setAtOnce(wanted []wantedPeer) (turn uint64, err error) {
 		}
 	}
 	if err := d.wireguard.change(diff(have, wanted)); err != nil {
-		return 0, err
+		return nil, 0, err
 	}
 	d.last = last
-	return d.turn, nil
+	return wanted, d.turn, nil
+}
+
+func (d *device) SetPrivateKey(key keys.Private) error {
+	if err := d.setKey(key); err != nil {
+		return fmt.Errorf("set private key: %w", err)
+	}
+	return nil
+}
+
+func (d *device) setKey(key keys.Private) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closing.Err() != nil {
+		return net.ErrClosed
+	}
+	if key == (keys.Private{}) {
+		return errors.New("no private key")
+	}
+	self := key.Public()
+	have, err := d.wireguard.peers()
+	if err != nil {
+		return err
+	}
+	for _, p := range have {
+		if p.PublicKey == self { // WireGuard would drop that peer
+			return fmt.Errorf("it is the key of peer %s", self)
+		}
+	}
+	if err := d.wireguard.setKey(key); err != nil {
+		return err
+	}
+	d.self = self
+	if err := d.wireguard.change(wake(have)); err != nil {
+		return fmt.Errorf("begin handshakes: %w", err)
+	}
+	return nil
 }
 
 // setNamed looks up the endpoints that are names, and sets those that lead

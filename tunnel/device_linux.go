@@ -260,6 +260,11 @@ func (c control) change(changes []change) error {
 	return c.client.ConfigureDevice(c.name, wgtypes.Config{Peers: peerConfigs(changes)})
 }
 
+func (c control) setKey(key keys.Private) error {
+	own := wgtypes.Key(key)
+	return c.client.ConfigureDevice(c.name, wgtypes.Config{PrivateKey: &own})
+}
+
 func (c control) peers() ([]peerState, error) {
 	state, err := c.client.Device(c.name)
 	if err != nil {

@@ -179,6 +179,21 @@ func diff(have []peerState, wanted []wantedPeer) []change {
 	return changes
 }
 
+// wake has every peer that is kept alive sent something now: WireGuard does that when
+// keepalive is turned on, and what has no session begins a handshake.
+func wake(have []peerState) []change {
+	var changes []change
+	off := time.Duration(0)
+	for _, h := range have {
+		if h.keepalive > 0 {
+			changes = append(changes,
+				change{key: h.PublicKey, existing: true, keepalive: &off},
+				change{key: h.PublicKey, existing: true, keepalive: &h.keepalive})
+		}
+	}
+	return changes
+}
+
 // without is a, less what is in b, in a's order.
 func without(a, b []netip.Prefix) []netip.Prefix {
 	in := make(map[netip.Prefix]bool, len(b))

@@ -83,6 +83,11 @@ type Device interface {
 	// to force it, set the peers without that one first. Of calls at the same
 	// time the last to start wins.
 	SetPeers(ctx context.Context, peers []Peer) error
+	// SetPrivateKey makes key the device's own, for peers that know it by that one.
+	// Peers, connections and listeners stay: what is under way waits for new
+	// handshakes, and those with peers that are kept alive begin at once. A key
+	// that a peer has is an error and changes nothing.
+	SetPrivateKey(key keys.Private) error
 	// Stats lists the device's peers as they are, whoever set them.
 	Stats() ([]PeerStats, error)
 	// Dial opens a TCP connection through the tunnel, and never beside it. Errors

@@ -25,6 +25,10 @@ func (u uapi) change(changes []change) error {
 	return u.device.IpcSet(renderChanges(changes))
 }
 
+func (u uapi) setKey(key keys.Private) error {
+	return u.device.IpcSet(renderKey(key))
+}
+
 func (u uapi) peers() ([]peerState, error) {
 	text, err := u.device.IpcGet()
 	if err != nil {
@@ -42,7 +46,11 @@ type deviceState struct {
 
 // renderDevice is the text that gives a device its key and port.
 func renderDevice(key keys.Private, port uint16) string {
-	return fmt.Sprintf("private_key=%s\nlisten_port=%d\n", hex.EncodeToString(key[:]), port)
+	return renderKey(key) + fmt.Sprintf("listen_port=%d\n", port)
+}
+
+func renderKey(key keys.Private) string {
+	return fmt.Sprintf("private_key=%s\n", hex.EncodeToString(key[:]))
 }
 
 func renderChanges(changes []change) string {

@@ -48,6 +48,10 @@ type Config struct {
 type Peer struct {
 	Name      string      `json:"name"`
 	PublicKey keys.Public `json:"public_key"`
+	// NextKey is the key that replaces PublicKey; while it is set both are valid,
+	// and the address goes with the one that had the newest handshake. Zero means
+	// that no replacement is under way.
+	NextKey keys.Public `json:"next_key,omitzero"`
 	// Address is the one tunnel address the peer may use.
 	Address netip.Addr `json:"address"`
 	// Expires is when the edge drops the peer by its own clock.
@@ -158,7 +162,7 @@ type Tunnel struct {
 }
 
 // PeerState is a peer that the WireGuard device really has (control peers are
-// left out), whoever put it there.
+// left out), whoever put it there. An origin whose key is being replaced has two.
 type PeerState struct {
 	// Name is empty for a peer that the config does not name.
 	Name       string         `json:"name,omitempty"`
@@ -215,10 +219,15 @@ type Heartbeat struct {
 	Version  string `json:"version"`
 	Platform string `json:"platform"`
 	// Serial of the config the agent obeys.
-	Serial  uint64    `json:"serial"`
-	Started time.Time `json:"started"`
-	Now     time.Time `json:"now"`
-	Tunnel  Tunnel    `json:"tunnel"`
+	Serial uint64 `json:"serial"`
+	// PublicKey is the agent's own now, or the one it is about to take.
+	PublicKey keys.Public `json:"public_key,omitzero"`
+	// Rotation asks the control plane to make another key the agent's next one:
+	// join.SealRotation, which no edge can read or change.
+	Rotation []byte    `json:"rotation,omitempty"`
+	Started  time.Time `json:"started"`
+	Now      time.Time `json:"now"`
+	Tunnel   Tunnel    `json:"tunnel"`
 	// Services as the agent itself sees them, locally.
 	Services []LocalService `json:"services"`
 	// Edges the agent has a tunnel to.

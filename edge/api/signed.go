@@ -22,6 +22,16 @@ type AgentConfig struct {
 	// Edges the agent keeps tunnels to.
 	Edges    []AgentEdge    `json:"edges"`
 	Services []AgentService `json:"services"`
+	// PublicKey and NextKey are the agent's in the fleet; see fleet.Origin. Zero
+	// from a control plane that does not tell.
+	PublicKey keys.Public `json:"public_key,omitzero"`
+	NextKey   keys.Public `json:"next_key,omitzero"`
+	// RotateBefore asks an agent whose key was made for no later moment than this
+	// to make another; nil asks nothing.
+	RotateBefore *time.Time `json:"rotate_before,omitempty"`
+	// Control is the control plane's join key, which Heartbeat.Rotation is sealed
+	// for.
+	Control keys.Public `json:"control,omitzero"`
 	// Expires is when the agent stops serving by its own clock.
 	Expires *time.Time `json:"expires,omitempty"`
 }
