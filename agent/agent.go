@@ -38,6 +38,7 @@ func Run(ctx context.Context, b Bootstrap, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
+	defer a.reports()()
 	return a.run(ctx)
 }
 
