@@ -94,10 +94,11 @@ func (s *Server) build(next api.Config, digest string, old *live) (fresh *live, 
 		replaced: make(chan struct{}),
 	}
 	for _, p := range next.Peers {
-		if s.isControl(p.PublicKey, p.Address) {
+		if s.isControl(p.PublicKey, p.Address) || s.isControl(p.NextKey, p.Address) {
 			return nil, nil, fmt.Errorf("%w: peer %s has the key or address of a control peer or of this edge", api.ErrRejected, p.Name)
 		}
 		fresh.peers[p.Address] = p
+		fresh.rotating = fresh.rotating || !p.NextKey.IsZero()
 	}
 	for _, a := range next.Agents {
 		fresh.signed[a.Agent] = a
@@ -236,21 +237,32 @@ func (s *Server) setPeers(ctx context.Context, peers []tunnel.Peer) error {
 func (s *Server) peersFor(config []api.Peer, old *live) []tunnel.Peer {
 	var peers []tunnel.Peer
 	byKey, byAddress := map[keys.Public]bool{}, map[netip.Addr]bool{}
-	add := func(key keys.Public, address netip.Addr) {
-		if byKey[key] || byAddress[address] {
+	// add takes one peer, with all keys it may use: the first gets the address.
+	add := func(address netip.Addr, valid ...keys.Public) {
+		if byAddress[address] {
 			return
 		}
-		byKey[key], byAddress[address] = true, true
-		peers = append(peers, tunnel.Peer{PublicKey: key, AllowedIPs: []netip.Prefix{netip.PrefixFrom(address, address.BitLen())}})
+		for _, key := range valid {
+			if byKey[key] {
+				continue
+			}
+			byKey[key] = true
+			p := tunnel.Peer{PublicKey: key}
+			if !byAddress[address] {
+				byAddress[address] = true
+				p.AllowedIPs = []netip.Prefix{netip.PrefixFrom(address, address.BitLen())}
+			}
+			peers = append(peers, p)
+		}
 	}
 	for _, c := range s.o.Bootstrap.Control {
-		add(c.PublicKey, c.Address)
+		add(c.Address, c.PublicKey)
 	}
-	now := s.now()
+	now, newest := s.now(), s.newestFirst()
 	addAll := func(list []api.Peer) {
 		for _, p := range list {
 			if p.Expires == nil || now.Before(*p.Expires) {
-				add(p.PublicKey, p.Address)
+				add(p.Address, newest(p)...)
 			}
 		}
 	}

@@ -25,6 +25,7 @@ import (
 	"github.com/kokoa-proxy/kokoa/edge/proxy"
 	"github.com/kokoa-proxy/kokoa/edge/services"
 	"github.com/kokoa-proxy/kokoa/internal/privatefile"
+	"github.com/kokoa-proxy/kokoa/keys"
 	"github.com/kokoa-proxy/kokoa/tunnel"
 	"github.com/kokoa-proxy/kokoa/tunnel/stream"
 )
@@ -79,9 +80,13 @@ type Server struct {
 	draining map[*drain]bool
 	peers    []tunnel.Peer // as last set
 	expiry   time.Time     // the next one of a route or peer; zero is never
+	// shaken is when the device's peers last shook hands, as last seen.
+	shaken map[keys.Public]time.Time
 
 	challenges challenges
 	beats      heartbeats
+	// switching wakes Serve: an agent is about to take its next key.
+	switching chan struct{}
 }
 
 // live is a config in use. It is never changed.
@@ -90,6 +95,8 @@ type live struct {
 	digest   string
 	snapshot *proxy.Snapshot
 	peers    map[netip.Addr]api.Peer
+	// rotating says that a peer has two keys.
+	rotating bool
 	signed   map[string]api.Signed
 	// replaced is closed when this is not live any more.
 	replaced chan struct{}
@@ -103,6 +110,7 @@ func New(o Options) (*Server, error) {
 	s := &Server{
 		o: o, log: o.Log, now: o.Now,
 		ended: make(chan struct{}), drain: DrainTimeout, draining: map[*drain]bool{},
+		switching: make(chan struct{}, 1),
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
@@ -191,6 +199,8 @@ func (s *Server) Serve(ctx context.Context) error {
 
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
+	watch := newWatch()
+	defer watch.stop()
 	var failed error
 	for done := false; !done; {
 		select {
@@ -200,6 +210,10 @@ func (s *Server) Serve(ctx context.Context) error {
 			done = true
 		case <-tick.C:
 			s.expire()
+		case <-s.switching:
+			watch.closely()
+		case <-watch.tick():
+			s.followKeys()
 		}
 	}
 	s.serving.Store(false)

@@ -28,10 +28,13 @@ import (
 // device is a tunnel without WireGuard: it remembers its peers, and connections
 // inside it come from whatever address a test says.
 type device struct {
-	mu        sync.Mutex
-	peers     []tunnel.Peer
-	history   [][]tunnel.Peer
-	fail      error // of the next SetPeers
+	mu      sync.Mutex
+	peers   []tunnel.Peer
+	history [][]tunnel.Peer
+	fail    error // of the next SetPeers
+	silent  error // of every Stats
+	// shaken is when peers completed their last handshakes.
+	shaken    map[keys.Public]time.Time
 	listeners map[uint16]*inner
 }
 
@@ -61,9 +64,12 @@ func (d *device) SetPeers(_ context.Context, peers []tunnel.Peer) error {
 func (d *device) Stats() ([]tunnel.PeerStats, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if d.silent != nil {
+		return nil, d.silent
+	}
 	var stats []tunnel.PeerStats
 	for _, p := range d.peers {
-		stats = append(stats, tunnel.PeerStats{PublicKey: p.PublicKey, AllowedIPs: p.AllowedIPs})
+		stats = append(stats, tunnel.PeerStats{PublicKey: p.PublicKey, AllowedIPs: p.AllowedIPs, Handshake: d.shaken[p.PublicKey]})
 	}
 	return stats, nil
 }

@@ -57,6 +57,9 @@ func (s *Server) State() (api.State, error) {
 		state.Digest, state.Revision = l.digest, l.config.Revision
 		for _, p := range l.config.Peers {
 			names[p.PublicKey] = p.Name
+			if !p.NextKey.IsZero() {
+				names[p.NextKey] = p.Name
+			}
 		}
 	} else {
 		state.NotReady = append(state.NotReady, "no config yet")
@@ -123,6 +126,7 @@ func (s *Server) AgentConfig(agent string) (api.Signed, <-chan struct{}, bool) {
 // Heartbeat implements api.Edge.
 func (s *Server) Heartbeat(agent string, h api.Heartbeat) {
 	s.beats.put(api.AgentState{Name: agent, At: s.now(), Heartbeat: h})
+	s.expectKey(agent, h.PublicKey)
 	if h.Draining {
 		s.pool.Drain(agent)
 	}

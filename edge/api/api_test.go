@@ -76,6 +76,10 @@ func TestValidate(t *testing.T) {
 		{func(c *Config) { c.Peers[0].Address = netip.MustParseAddr("0.0.0.0") }, "is not a tunnel address"},
 		{func(c *Config) { c.Peers[1].Address = c.Peers[0].Address }, "peer rpi: it has the address of peer nas"},
 		{func(c *Config) { c.Peers[1].PublicKey = c.Peers[0].PublicKey }, "peer rpi: it has the public key of peer nas"},
+		{func(c *Config) { c.Peers[0].NextKey = c.Peers[0].PublicKey }, "peer nas: its next key is the one it has"},
+		{func(c *Config) { c.Peers[1].NextKey = c.Peers[0].PublicKey }, "peer rpi: its next key is a key of peer nas"},
+		{func(c *Config) { c.Peers[0].NextKey = c.Peers[1].PublicKey }, "peer rpi: it has the public key of peer nas"},
+		{func(c *Config) { c.Peers[0].NextKey, c.Peers[1].NextKey = keys.Public{9}, keys.Public{9} }, "peer rpi: its next key is a key of peer nas"},
 		{func(c *Config) { c.Routes[0], c.Routes[1] = c.Routes[1], c.Routes[0] }, `route any: it stands after "blog"`},
 		{func(c *Config) { c.Routes[0].Host = "Blog.example.com" }, "lower case"},
 		{func(c *Config) { c.Routes[0].Host = "" }, "route any: host"},
@@ -105,10 +109,15 @@ func TestValidate(t *testing.T) {
 	c := sample()
 	c.Routes = append(c.Routes, c.Routes[2])
 	c.Routes[3].Name = "rest2"
+	c.Peers[1].NextKey = keys.Public{9}
 	c.Peers = append(c.Peers, c.Peers[1])
 	c.Peers[2].Name = "rpi2"
 	if err := c.Validate(); err != nil {
 		t.Errorf("a rename: %v", err)
+	}
+	c.Peers[2].NextKey = keys.Public{}
+	if err := c.Validate(); err == nil || !strings.Contains(err.Error(), "peer rpi2: it has the address of peer rpi") {
+		t.Errorf("a rename that drops the next key: %v", err)
 	}
 	c = sample()
 	for i := range 50 {

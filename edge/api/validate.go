@@ -22,7 +22,7 @@ const maxProblems = 10
 //
 // Two things are allowed because a rename passes through them, make before break:
 // two routes with the same host and path (the first by name serves), and two peers
-// with the same key and address (they are one tunnel).
+// with the same keys and address (they are one tunnel).
 func (c Config) Validate() error {
 	var p problems
 	byKey, byAddress := map[keys.Public]Peer{}, map[netip.Addr]Peer{}
@@ -41,10 +41,19 @@ func (c Config) Validate() error {
 		if other, ok := byKey[peer.PublicKey]; ok && other.Address != peer.Address {
 			p.add(what, "it has the public key of peer "+other.Name+" and another address")
 		}
-		if other, ok := byAddress[peer.Address]; ok && other.PublicKey != peer.PublicKey {
+		if other, ok := byKey[peer.NextKey]; ok && other.Address != peer.Address && !peer.NextKey.IsZero() {
+			p.add(what, "its next key is a key of peer "+other.Name)
+		}
+		if peer.NextKey == peer.PublicKey && !peer.NextKey.IsZero() {
+			p.add(what, "its next key is the one it has")
+		}
+		if other, ok := byAddress[peer.Address]; ok && (other.PublicKey != peer.PublicKey || other.NextKey != peer.NextKey) {
 			p.add(what, "it has the address of peer "+other.Name+" and another public key")
 		}
 		byKey[peer.PublicKey], byAddress[peer.Address] = peer, peer
+		if !peer.NextKey.IsZero() {
+			byKey[peer.NextKey] = peer
+		}
 	}
 	last = ""
 	for i, r := range c.Routes {
