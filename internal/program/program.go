@@ -24,11 +24,16 @@ func Version() string {
 	return "(devel)"
 }
 
-// Program is what such a program is made of. Its commands are run, version and help.
+// Program is what such a program is made of. Its commands are run, version, help and
+// its own.
 type Program struct {
 	Name string
 	// Usage is the whole help text.
 	Usage string
+	// Config is the file of run when --config is not given; nil means that it must be.
+	Config func() string
+	// Commands are the program's own, by name; may be nil. Their errors may be an Exit.
+	Commands map[string]func(ctx context.Context, args []string, stdout, stderr io.Writer) error
 	// Flags adds the flags of run beyond --config and --log; may be nil.
 	Flags func(*flag.FlagSet)
 	// Run runs until ctx ends.
@@ -44,6 +49,23 @@ const (
 // ErrUsage is in every error about the command line itself.
 var ErrUsage = errors.New("a mistake in the command line")
 
+// Exit ends the program with a code of its own.
+type Exit struct {
+	Code int
+	// Err is printed; nil means that all has been said.
+	Err error
+}
+
+func (e Exit) Error() string {
+	if e.Err == nil {
+		return fmt.Sprintf("exit code %d", e.Code)
+	}
+	return e.Err.Error()
+}
+
+// Unwrap is Err.
+func (e Exit) Unwrap() error { return e.Err }
+
 // Main runs the program with this process's arguments and ends the process. The
 // first interrupt or SIGTERM ends the context; a second one ends the process as it
 // would any other.
@@ -51,7 +73,13 @@ func (p Program) Main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop)
 	err := p.Call(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	var exit Exit
 	switch {
+	case errors.As(err, &exit):
+		if exit.Err != nil {
+			fmt.Fprintf(os.Stderr, "%s: %v\n", p.Name, exit.Err)
+		}
+		os.Exit(exit.Code)
 	case errors.Is(err, ErrUsage):
 		fmt.Fprintf(os.Stderr, "%s: %v\n", p.Name, err)
 		os.Exit(exitUsage)
@@ -65,14 +93,14 @@ func (p Program) Main() {
 // Call is one call of the program.
 func (p Program) Call(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if len(args) == 0 {
-		return p.misused("no command given")
+		return p.Misused("no command given")
 	}
 	switch command, rest := args[0], args[1:]; command {
 	case "run":
 		return p.run(ctx, rest, stdout, stderr)
 	case "version":
 		if len(rest) > 0 {
-			return p.misused("version: unexpected argument %q", rest[0])
+			return p.Misused("version: unexpected argument %q", rest[0])
 		}
 		_, err := fmt.Fprintf(stdout, "%s %s %s %s/%s\n", p.Name, Version(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
 		return err
@@ -80,11 +108,15 @@ func (p Program) Call(ctx context.Context, args []string, stdout, stderr io.Writ
 		_, err := io.WriteString(stdout, p.Usage)
 		return err
 	default:
-		return p.misused("unknown command %q", command)
+		if own := p.Commands[command]; own != nil {
+			return own(ctx, rest, stdout, stderr)
+		}
+		return p.Misused("unknown command %q", command)
 	}
 }
 
-func (p Program) misused(format string, args ...any) error {
+// Misused is an ErrUsage that says what is wrong with the command line.
+func (p Program) Misused(format string, args ...any) error {
 	return usage{fmt.Sprintf(format, args...) + "; run " + p.Name + " --help for how to use it"}
 }
 
@@ -107,11 +139,15 @@ func (p Program) run(ctx context.Context, args []string, stdout, stderr io.Write
 		_, err := io.WriteString(stdout, p.Usage)
 		return err
 	case err != nil:
-		return p.misused("run: %v", err)
+		return p.Misused("run: %v", err)
 	case flags.NArg() > 0:
-		return p.misused("run: unexpected argument %q", flags.Arg(0))
-	case *config == "":
-		return p.misused("run: --config FILE is missing")
+		return p.Misused("run: unexpected argument %q", flags.Arg(0))
+	}
+	if *config == "" && p.Config != nil {
+		*config = p.Config()
+	}
+	if *config == "" {
+		return p.Misused("run: --config FILE is missing")
 	}
 	var handler slog.Handler
 	switch *format {
@@ -120,7 +156,7 @@ func (p Program) run(ctx context.Context, args []string, stdout, stderr io.Write
 	case "json":
 		handler = slog.NewJSONHandler(stderr, nil)
 	default:
-		return p.misused("run: --log %q: want text or json", *format)
+		return p.Misused("run: --log %q: want text or json", *format)
 	}
 	return p.Run(ctx, *config, slog.New(handler))
 }
