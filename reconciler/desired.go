@@ -146,6 +146,15 @@ func (d *desiring) peers() {
 	}
 }
 
+// AgentEdges are a fleet's edges as its agents peer with them, by name.
+func AgentEdges(f *fleet.Fleet, secret keys.Secret) (all []api.AgentEdge) {
+	for _, name := range f.EdgeNames() {
+		e := f.Edges[name]
+		all = append(all, api.AgentEdge{Name: name, PublicKey: secret.Edge(name, e.Generation).Public(), Endpoint: e.Endpoint, Address: e.TunnelAddress})
+	}
+	return all
+}
+
 // agents: what each agent is to obey, the same bytes on every edge.
 func (d *desiring) agents() {
 	services := map[string]map[string]api.AgentService{}
@@ -163,11 +172,7 @@ func (d *desiring) agents() {
 			}
 		}
 	}
-	var all []api.AgentEdge
-	for _, name := range d.fleet.EdgeNames() {
-		e := d.fleet.Edges[name]
-		all = append(all, api.AgentEdge{Name: name, PublicKey: d.secret.Edge(name, e.Generation).Public(), Endpoint: e.Endpoint, Address: e.TunnelAddress})
-	}
+	all := AgentEdges(d.fleet, d.secret)
 	for _, name := range d.fleet.OriginNames() {
 		o := d.fleet.Origins[name]
 		want := api.AgentConfig{Fleet: d.fleet.Name, Agent: name, Edges: all, Expires: o.Expires}
