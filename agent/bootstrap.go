@@ -2,11 +2,15 @@ package agent
 
 import (
 	"crypto/ed25519"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
+	"path/filepath"
 
 	"github.com/kokoa-proxy/kokoa/edge/api"
+	"github.com/kokoa-proxy/kokoa/internal/atomicfile"
 	"github.com/kokoa-proxy/kokoa/internal/privatefile"
 	"github.com/kokoa-proxy/kokoa/keys"
 	"github.com/kokoa-proxy/kokoa/tunnel"
@@ -51,6 +55,31 @@ func ReadBootstrap(path string) (Bootstrap, error) {
 		return Bootstrap{}, fmt.Errorf("read bootstrap: %s: %w", path, err)
 	}
 	return b, nil
+}
+
+// WriteBootstrap replaces the file at path, and makes its folder. What ReadBootstrap
+// would refuse is not written.
+func WriteBootstrap(path string, b Bootstrap) error {
+	if err := b.check(); err != nil {
+		return fmt.Errorf("write bootstrap: %w", err)
+	}
+	text, err := json.MarshalIndent(b, "", "  ")
+	if err == nil {
+		err = os.MkdirAll(filepath.Dir(path), 0o755)
+	}
+	if err == nil {
+		err = atomicfile.Write(path, append(text, '\n'), 0o600)
+	}
+	if err != nil {
+		return fmt.Errorf("write bootstrap: %w", err)
+	}
+	return nil
+}
+
+// CheckAllow is why entries cannot be a Bootstrap's Allow, or nil.
+func CheckAllow(entries []string) error {
+	_, err := newPolicy(entries, netip.Prefix{})
+	return err
 }
 
 // check lists every field that an agent cannot start with.
