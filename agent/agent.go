@@ -52,6 +52,7 @@ type agent struct {
 	store     store
 	flows     *flows
 	checks    *checker
+	rotor     *rotor
 	started   time.Time
 
 	// What a test replaces.
@@ -105,11 +106,15 @@ func newAgent(b Bootstrap, log *slog.Logger) (*agent, error) {
 	a.orders.Store(&orders{})
 	a.flows = newFlows(a)
 	a.checks = newChecker(p, a.log, a.news)
+	a.rotor = newRotor(a)
 	return a, nil
 }
 
 func (a *agent) run(ctx context.Context) error {
 	if err := a.store.prepare(); err != nil {
+		return fmt.Errorf("start agent %s: %w", a.bootstrap.Name, err)
+	}
+	if err := a.rotor.load(); err != nil {
 		return fmt.Errorf("start agent %s: %w", a.bootstrap.Name, err)
 	}
 	a.recall()
@@ -184,6 +189,7 @@ func (a *agent) serve(ctx context.Context, device tunnel.Device, patience time.D
 	var around sync.WaitGroup
 	around.Go(func() { cancel(a.flows.accept(listener, s.isPeer)) })
 	around.Go(func() { a.watchClock(ctx) })
+	around.Go(func() { a.rotor.run(ctx, s) })
 	err = s.run(ctx, patience)
 	if cause := context.Cause(ctx); cause != nil {
 		err = cause
@@ -218,7 +224,7 @@ func (a *agent) openDevice() (tunnel.Device, error) {
 	b := a.bootstrap
 	return a.open(tunnel.Config{
 		Kind:       tunnel.Kind(b.Tunnel),
-		PrivateKey: b.PrivateKey,
+		PrivateKey: a.rotor.key(),
 		Address:    b.TunnelAddress,
 		Network:    b.Network,
 		Log:        a.log,
@@ -273,6 +279,7 @@ func (a *agent) obey(log *slog.Logger, s api.Signed) error {
 	case a.reordered <- struct{}{}:
 	default:
 	}
+	a.rotor.wake()
 	log.Info("config obeyed", "serial", next.config.Serial, "count", len(next.services))
 	for _, u := range next.unfit {
 		log.Warn("service refused", "reason", u)
@@ -383,7 +390,7 @@ func (a *agent) drain(ctx context.Context) {
 // heartbeat is what the agent says of itself.
 func (a *agent) heartbeat(s *session) api.Heartbeat {
 	o := a.orders.Load()
-	return api.Heartbeat{
+	h := api.Heartbeat{
 		Agent:    a.bootstrap.Name,
 		Version:  program.Version(),
 		Platform: runtime.GOOS + "/" + runtime.GOARCH,
@@ -396,6 +403,8 @@ func (a *agent) heartbeat(s *session) api.Heartbeat {
 		Refused:  a.refused(o, s),
 		Draining: a.draining.Load(),
 	}
+	a.rotor.tell(o.config, &h)
+	return h
 }
 
 // refusedLimit bounds the list in a heartbeat: it is for people.
@@ -414,6 +423,7 @@ func (a *agent) refused(o *orders, s *session) []string {
 		list = append(list, fmt.Sprintf("config with serial %d expired at %s by this host's clock", o.config.Serial, o.config.Expires.Format(time.RFC3339)))
 	}
 	a.mu.Unlock()
+	list = append(list, a.rotor.strange(o.config)...)
 	s.each(func(l *link) {
 		l.mu.Lock()
 		if l.refusal != "" {

@@ -83,8 +83,8 @@ type link struct {
 	client edgeClient
 	log    *slog.Logger
 	stop   context.CancelFunc
-	// moved wakes a link at rest: the config names another endpoint. Asking the
-	// old one is given up as well.
+	// moved wakes a link at rest: the config names another endpoint, or the device
+	// has another key. Asking the old endpoint is given up as well.
 	moved chan struct{}
 	// news wakes the heartbeat.
 	news chan struct{}
@@ -101,6 +101,9 @@ type link struct {
 	// answered is when the edge last answered, and since when up is what it is;
 	// zero means never.
 	answered, since time.Time
+	// obeyed is the signature of the config that this edge last relayed, if that
+	// is obeyed.
+	obeyed string
 	// refusal is why the config this edge last relayed is not obeyed, or "".
 	refusal string
 }
@@ -138,6 +141,11 @@ func (l *link) move(hostport string) {
 	}
 	l.hostport = hostport
 	l.giveUp()
+	l.retry()
+}
+
+// retry ends a rest.
+func (l *link) retry() {
 	select {
 	case l.moved <- struct{}{}:
 	default:
@@ -199,32 +207,32 @@ func (l *link) poll(ctx context.Context, tag string, known bool) (next string, e
 	defer cancel()
 	l.mu.Lock()
 	l.giveUp = cancel
-	refusal := l.refusal
+	refusal, obeyed := l.refusal, l.obeyed
 	l.mu.Unlock()
 	signed, next, err := l.client.AgentConfig(ctx, tag, wait)
 	switch {
 	case errors.Is(err, api.ErrNoConfig), errors.Is(err, api.ErrForbidden):
 		// An answer: the edge is there, and has not been told of this agent yet.
 		l.log.Debug("edge has no config for this agent", "err", err)
-		next, refusal = "", ""
+		next, refusal, obeyed = "", "", ""
 	case err != nil:
 		return "", err
 	case next != tag:
-		refusal = ""
+		refusal, obeyed = "", string(signed.Signature)
 		if err := l.session.agent.obey(l.log, signed); err != nil {
-			refusal = shorten(err.Error())
+			refusal, obeyed = shorten(err.Error()), ""
 		}
 	}
-	l.reached(ctx, refusal)
+	l.reached(ctx, refusal, obeyed)
 	return next, nil
 }
 
 // reached notes an answer.
-func (l *link) reached(ctx context.Context, refusal string) {
+func (l *link) reached(ctx context.Context, refusal, obeyed string) {
 	l.session.heard()
 	l.mu.Lock()
 	was, said := l.up, l.refusal
-	l.up, l.refusal, l.answered = true, refusal, time.Now()
+	l.up, l.refusal, l.obeyed, l.answered = true, refusal, obeyed, time.Now()
 	if !was {
 		l.since = l.answered
 	}

@@ -99,7 +99,7 @@ func (r Report) Unhealthy() error {
 func (a *agent) report() Report {
 	o, b := a.orders.Load(), a.bootstrap
 	r := Report{
-		Fleet: b.Fleet, Name: b.Name, Address: b.TunnelAddress, Key: b.PrivateKey.Public(),
+		Fleet: b.Fleet, Name: b.Name, Address: b.TunnelAddress, Key: a.rotor.key().Public(),
 		Version: program.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH,
 		Started: a.started, Now: a.now(),
 		Serial: o.config.Serial, Expires: o.config.Expires,

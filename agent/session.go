@@ -200,6 +200,28 @@ func (s *session) heard() {
 	s.mu.Unlock()
 }
 
+// lastAnswer is when any edge last answered; ever is false before the first time.
+func (s *session) lastAnswer() (at time.Time, ever bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.answered, s.ever
+}
+
+// relayed reports whether every edge that is up has relayed what o says, and at least
+// one is; with stale, whether any has.
+func (s *session) relayed(o *orders, stale bool) bool {
+	some, all := false, true
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, l := range s.links {
+		l.mu.Lock()
+		has := l.up && l.obeyed == string(o.signed.Signature)
+		some, all = some || has, all && (has || !l.up || !l.leaving.IsZero())
+		l.mu.Unlock()
+	}
+	return some && (all || stale)
+}
+
 // everReached reports whether any edge ever answered.
 func (s *session) everReached() bool {
 	s.mu.Lock()
@@ -217,8 +239,8 @@ func (s *session) each(do func(*link)) {
 	}
 }
 
-// edges is each tunnel's state, for heartbeats.
-func (s *session) edges() []api.AgentEdgeState {
+// handshakes is when the last one with each edge completed, by the edge's key.
+func (s *session) handshakes() map[keys.Public]time.Time {
 	handshakes := make(map[keys.Public]time.Time)
 	stats, err := s.device.Stats()
 	if err != nil {
@@ -227,6 +249,12 @@ func (s *session) edges() []api.AgentEdgeState {
 	for _, p := range stats {
 		handshakes[p.PublicKey] = p.Handshake
 	}
+	return handshakes
+}
+
+// edges is each tunnel's state, for heartbeats.
+func (s *session) edges() []api.AgentEdgeState {
+	handshakes := s.handshakes()
 	list := []api.AgentEdgeState{}
 	s.each(func(l *link) {
 		list = append(list, api.AgentEdgeState{Name: l.edge.Name, Up: l.isUp(), Handshake: handshakes[l.edge.PublicKey]})
