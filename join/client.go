@@ -136,3 +136,15 @@ func oneLine(data []byte) string {
 	}, string(data[:min(len(data), 200)]))
 	return strings.TrimSpace(text)
 }
+
+// OpenQuestion is for the control plane: it reads what a Client sealed. The error is
+// ErrSeal when it is for another one.
+func OpenQuestion(control keys.Private, s Sealed) (Question, error) {
+	var q Question
+	return q, s.Open(control, kindQuestion, &q)
+}
+
+// SealAnswer is for the control plane: it seals an answer for the host that asked.
+func SealAnswer(control keys.Private, host keys.Public, a Answer) (Sealed, error) {
+	return Seal(control, host, kindAnswer, a)
+}

@@ -28,6 +28,10 @@ type Proposal struct {
 	Title, Body string
 	// Files change in one commit. No path is named twice.
 	Files []File
+	// Base, when it is set, is the commit that the files were read at: proposing is
+	// ErrConflict when the base branch's head is another by now, since what somebody
+	// changed meanwhile would be undone.
+	Base string
 }
 
 // State is where a pull request stands.

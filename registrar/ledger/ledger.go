@@ -102,8 +102,8 @@ type Registration struct {
 	// Token is the id of the token used, At when.
 	Token string    `json:"token"`
 	At    time.Time `json:"at"`
-	// Automatic is whether the token lets it be merged without a person.
-	Automatic bool `json:"automatic,omitempty"`
+	// Scope is the token's.
+	Scope Scope `json:"scope"`
 	// Platform, Version and Hostname are the host's own words.
 	Platform string `json:"platform,omitempty"`
 	Version  string `json:"version,omitempty"`
@@ -239,7 +239,8 @@ func (l *Ledger) Accept(t join.Token, r Registration, now time.Time) (accepted R
 		}
 		kept.Used++
 		c.Tokens[kept.ID] = kept
-		r.Token, r.At, r.Changed, r.State = kept.ID, now.UTC(), now.UTC(), join.Accepted
+		r.Token, r.Scope, r.State = kept.ID, kept.Scope, join.Accepted
+		r.At, r.Changed = now.UTC(), now.UTC()
 		c.Registrations[r.Key.String()] = r
 		accepted = r
 		return nil
