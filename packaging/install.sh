@@ -158,8 +158,8 @@ ask() {
 	[ -t 0 ] || IFS= read -r token || :
 	if [ -z "$token" ] && (stty -g </dev/tty) >/dev/null 2>&1; then
 		asking=yes
-		printf 'Join token (it will not show): ' >/dev/tty
 		stty -echo </dev/tty
+		printf 'Join token (it will not show): ' >/dev/tty
 		IFS= read -r token </dev/tty || :
 		stty echo </dev/tty
 		asking=''

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"log"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -204,7 +205,12 @@ type control struct {
 }
 
 // newControl offers the agent for linux/arm64 and linux/amd64 in version 1.2.3.
-func newControl(t *testing.T, start func(http.Handler) *httptest.Server) *control {
+func newControl(t *testing.T) *control {
+	t.Helper()
+	return startControl(t, (*httptest.Server).Start)
+}
+
+func startControl(t *testing.T, start func(*httptest.Server)) *control {
 	t.Helper()
 	secret, err := keys.NewSecret()
 	if err != nil {
@@ -216,12 +222,14 @@ func newControl(t *testing.T, start func(http.Handler) *httptest.Server) *contro
 	}
 	c := &control{key: secret.Downloads()}
 	var honest http.Handler
-	c.Server = start(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	c.Server = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if lie := c.lie.Load(); lie != nil && (*lie)(w, r, honest) {
 			return
 		}
 		honest.ServeHTTP(w, r)
 	}))
+	c.Config.ErrorLog = log.New(io.Discard, "", 0)
+	start(c.Server)
 	t.Cleanup(c.Close)
 	if honest, err = downloads.Open(downloads.Config{Dir: dir, Key: c.key, URL: c.URL, Version: "v1.2.3"}); err != nil {
 		t.Fatal(err)
@@ -297,7 +305,7 @@ func TestInstall(t *testing.T) {
 	for _, s := range systems {
 		t.Run(s.name, func(t *testing.T) {
 			t.Parallel()
-			c := newControl(t, httptest.NewServer)
+			c := newControl(t)
 			h := newHost(t, s, "Linux aarch64")
 			h.env = append(h.env, "KOKOA_TOKEN=kokoa_secret")
 			r := h.pipe(t, c.script, "--name", "it's here", "$(reboot)")
@@ -336,7 +344,7 @@ func TestRefusals(t *testing.T) {
 		}},
 		{name: "an endless list", want: "is not signed", set: func(_ *testing.T, c *control, _ *host) { c.endless("/join/manifest") }},
 		{name: "another key", want: "is not signed", set: func(t *testing.T, c *control, _ *host) {
-			c.signs(t, newControl(t, httptest.NewServer).key, func(list string) string { return list })
+			c.signs(t, newControl(t).key, func(list string) string { return list })
 		}},
 		{name: "the program of another platform", want: "is not the kokoa-agent that the control plane signed", set: func(t *testing.T, c *control, _ *host) {
 			other := c.read(t, "/join/agent/kokoa-agent-linux-amd64")
@@ -383,7 +391,7 @@ func TestRefusals(t *testing.T) {
 				if test.uname == "" {
 					test.uname = "Linux aarch64"
 				}
-				c, h := newControl(t, httptest.NewServer), newHost(t, s, test.uname)
+				c, h := newControl(t), newHost(t, s, test.uname)
 				if test.set != nil {
 					test.set(t, c, h)
 				}
@@ -438,7 +446,7 @@ func (c *control) at(t *testing.T, url string) {
 
 // Versions are compared as semver.org says, section 11.
 func TestDowngrade(t *testing.T) {
-	c := newControl(t, httptest.NewServer)
+	c := newControl(t)
 	for _, test := range []struct {
 		installed, offered string
 		refused            bool
@@ -488,7 +496,7 @@ func TestDowngrade(t *testing.T) {
 func TestResume(t *testing.T) {
 	for _, s := range systems {
 		t.Run(s.name, func(t *testing.T) {
-			c, h := newControl(t, httptest.NewServer), newHost(t, s, "Linux aarch64")
+			c, h := newControl(t), newHost(t, s, "Linux aarch64")
 			var asked []string
 			lie := func(w http.ResponseWriter, r *http.Request, honest http.Handler) bool {
 				if r.URL.Path != agentPath {
@@ -535,8 +543,7 @@ func (s *short) Write(p []byte) (int, error) {
 func TestCA(t *testing.T) {
 	for _, s := range systems[:3] {
 		t.Run(s.name, func(t *testing.T) {
-			c, h := newControl(t, httptest.NewTLSServer), newHost(t, s, "Linux aarch64")
-			c.Config.ErrorLog = nil
+			c, h := startControl(t, (*httptest.Server).StartTLS), newHost(t, s, "Linux aarch64")
 			ca := filepath.Join(t.TempDir(), "ca.pem")
 			write(t, ca, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Certificate().Raw})))
 			if r := h.pipe(t, c.script); r.code == 0 || !strings.Contains(r.stderr, "gave no list") {
@@ -546,6 +553,50 @@ func TestCA(t *testing.T) {
 				if r := h.pipe(t, c.script, args...); r.code != 0 || !strings.Contains(r.record, strings.Join(args, "\n")+"\n") {
 					t.Errorf("%s: exit code %d, %s\n%s", args, r.code, r.stderr, r.record)
 				}
+			}
+		})
+	}
+}
+
+// However a script is cut off, the shell runs nothing of it. The shells tell by a trace
+// what they run, assignments and their own commands among it; other commands are not
+// found.
+func TestCutOff(t *testing.T) {
+	secret, err := keys.NewSecret()
+	if err != nil {
+		t.Fatal(err)
+	}
+	install, err := packaging.Install("https://control.example.com", &secret.Downloads().PublicKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, s := range []system{systems[0], systems[1], systems[3]} {
+		t.Run(s.name, func(t *testing.T) {
+			t.Parallel()
+			h := newHost(t, s, "Linux aarch64")
+			h.env = []string{"PATH=" + t.TempDir()}
+			before := h.tree(t)
+			ran := func(script []byte) bool {
+				r := h.run(t, bytes.NewReader(script), "-x", "-s", "--", "--name", "rpi")
+				return r.stdout != "" || strings.Contains(r.stderr, "+ ") || strings.Contains(r.stderr, "not found")
+			}
+			end := bytes.LastIndexByte(install, '}')
+			if !ran(install) || !ran(install[:end+1]) {
+				t.Fatal("the whole script does not run")
+			}
+			if !ran([]byte("main")) || !ran([]byte("url='x'\n")) {
+				t.Fatal("it cannot be seen what runs")
+			}
+			for n := i; n < end; n++ {
+				if ran(install[:n]) {
+					t.Errorf("%d bytes run:\n…%s", n, install[max(0, n-80):n])
+				}
+				if n < end-400 { // each shell stops at other places
+					n += 15
+				}
+			}
+			if after := h.tree(t); after != before {
+				t.Errorf("changed the host, before:\n%s\nafter:\n%s", before, after)
 			}
 		})
 	}

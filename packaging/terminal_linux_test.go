@@ -1,0 +1,140 @@
+package packaging_test
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// Where the token comes from: the agent gets it in its environment, and nobody else
+// sees it.
+func TestToken(t *testing.T) {
+	for _, s := range systems {
+		t.Run(s.name, func(t *testing.T) {
+			t.Parallel()
+			c := newControl(t)
+			script := filepath.Join(t.TempDir(), "install.sh")
+			write(t, script, string(c.script))
+
+			t.Run("on standard input", func(t *testing.T) {
+				h := newHost(t, s, "Linux aarch64")
+				r := h.run(t, strings.NewReader("kokoa_read\n"), script, "--name", "rpi")
+				if r.code != 0 || !strings.HasSuffix(r.record, "\ntoken=kokoa_read\n") {
+					t.Errorf("exit code %d, %q\n%s", r.code, r.record, r.stderr)
+				}
+			})
+			t.Run("nowhere", func(t *testing.T) {
+				h := newHost(t, s, "Linux aarch64")
+				r := h.pipe(t, c.script)
+				if r.code != 0 || !strings.HasSuffix(r.record, "\ntoken=none\n") {
+					t.Errorf("exit code %d, %q\n%s", r.code, r.record, r.stderr)
+				}
+			})
+			t.Run("asked for", func(t *testing.T) {
+				h := newHost(t, s, "Linux aarch64")
+				screen, r := h.terminal(t, c.script, "Join token", "kokoa_typed\n")
+				if r.code != 0 || !strings.HasSuffix(r.record, "\ntoken=kokoa_typed\n") || strings.Contains(screen, "kokoa_typed") {
+					t.Errorf("exit code %d, %q, and on the screen %q", r.code, r.record, screen)
+				}
+			})
+			t.Run("interrupted", func(t *testing.T) {
+				h := newHost(t, s, "Linux aarch64")
+				before := h.tree(t)
+				screen, r := h.terminal(t, c.script, "Join token", "kokoa_ty\x03")
+				if after := h.tree(t); r.code == 0 || after != before {
+					t.Errorf("exit code %d, on the screen %q, before:\n%s\nafter:\n%s", r.code, screen, before, after)
+				}
+			})
+			t.Run("in a file", func(t *testing.T) {
+				h := newHost(t, s, "Linux aarch64")
+				screen, r := h.terminal(t, c.script, "", "", "--token-file", "/root/token")
+				if r.code != 0 || !strings.HasSuffix(r.record, "--token-file\n/root/token\ntoken=none\n") || strings.Contains(screen, "Join token") {
+					t.Errorf("exit code %d, %q, and on the screen %q", r.code, r.record, screen)
+				}
+			})
+		})
+	}
+}
+
+// terminal pipes the script to a shell in a terminal of its own. There it types an
+// answer when it sees the question, and checks at the end that what is typed shows again.
+func (h *host) terminal(t *testing.T, script []byte, question, answer string, args ...string) (screen string, r result) {
+	t.Helper()
+	keyboard, err := os.OpenFile("/dev/ptmx", os.O_RDWR|syscall.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer keyboard.Close()
+	if err := unix.IoctlSetPointerInt(int(keyboard.Fd()), unix.TIOCSPTLCK, 0); err != nil {
+		t.Fatal(err)
+	}
+	number, err := unix.IoctlGetInt(int(keyboard.Fd()), unix.TIOCGPTN)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tty, err := os.OpenFile(fmt.Sprintf("/dev/pts/%d", number), os.O_RDWR|syscall.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tty.Close()
+
+	cmd := exec.Command(find(t, h.shell[0]), append(append(h.shell[1:len(h.shell):len(h.shell)], "-s", "--"), args...)...)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(script), tty, tty
+	cmd.Env, cmd.Dir = h.env, h.dir
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true, Ctty: 1}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	const end = "the screen ends here"
+	ended := make(chan error, 1)
+	go func() {
+		err := cmd.Wait()
+		fmt.Fprint(tty, end)
+		ended <- err
+	}()
+	var seen strings.Builder
+	asked := question == ""
+	for buf := make([]byte, 4096); !strings.HasSuffix(seen.String(), end); {
+		n, err := keyboard.Read(buf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		seen.Write(buf[:n])
+		if !asked && strings.Contains(seen.String(), question) {
+			asked = true
+			if shows(t, tty) {
+				t.Error("the token would show")
+			}
+			if _, err := io.WriteString(keyboard, answer); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	<-ended
+	if !shows(t, tty) {
+		t.Error("the terminal does not show any more what is typed")
+	}
+	record, err := os.ReadFile(filepath.Join(h.dir, "record"))
+	if err != nil && !os.IsNotExist(err) {
+		t.Fatal(err)
+	}
+	return strings.TrimSuffix(seen.String(), end), result{code: cmd.ProcessState.ExitCode(), record: string(record)}
+}
+
+// shows reports whether a terminal shows what is typed.
+func shows(t *testing.T, tty *os.File) bool {
+	t.Helper()
+	mode, err := unix.IoctlGetTermios(int(tty.Fd()), unix.TCGETS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return mode.Lflag&unix.ECHO != 0
+}
