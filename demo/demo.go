@@ -49,8 +49,10 @@ type Control struct {
 	SecretFile string
 	// State is its folder.
 	State string
-	// Status is the listener of its status pages.
-	Status net.Listener
+	// Status is the listener of its status pages, Join that of the API for hosts
+	// that join, and Agents the folder of what such hosts download.
+	Status, Join net.Listener
+	Agents       string
 	// Interval between looks at the world.
 	Interval time.Duration
 	// Grace before an edge out of sight counts as down.
@@ -141,6 +143,8 @@ type demo struct {
 	edges     []*place
 	dns       netip.AddrPort
 	status    net.Listener
+	join      net.Listener
+	kokoa     string                    // this program's own file
 	services  map[string]netip.AddrPort // by the port the example names
 	agentKeys map[string]keys.Private
 	closers   []func()
@@ -185,6 +189,9 @@ func (d *demo) prepare() error {
 		return fmt.Errorf("demo: %w", err)
 	}
 	var err error
+	if d.kokoa, err = d.binary(); err != nil {
+		return err
+	}
 	if d.secret, err = keys.ReadSecret(d.path("secret")); errors.Is(err, os.ErrNotExist) {
 		if d.secret, err = keys.NewSecret(); err == nil {
 			err = keys.WriteSecret(d.path("secret"), d.secret)
@@ -267,16 +274,26 @@ func (d *demo) choosePorts(context.Context) error {
 		return err
 	}
 	d.dns = netip.AddrPortFrom(d.Listen, port)
-	for port := uint16(7080); ; port++ {
-		d.status, err = net.Listen("tcp", netip.AddrPortFrom(d.Listen, port).String())
-		if err == nil {
-			break
-		}
-		if port == 7180 {
-			return fmt.Errorf("no free port for the status page: %w", err)
-		}
+	if d.status, err = listen(d.Listen, 7080); err != nil {
+		return fmt.Errorf("status page: %w", err)
+	}
+	if d.join, err = listen(d.Listen, d.status.Addr().(*net.TCPAddr).AddrPort().Port()+1); err != nil {
+		return errors.Join(fmt.Errorf("hosts that join: %w", err), d.status.Close())
 	}
 	return nil
+}
+
+// listen takes a port, or the next free one.
+func listen(a netip.Addr, port uint16) (net.Listener, error) {
+	var last error
+	for p := port; p < port+tries; p++ {
+		l, err := net.Listen("tcp", netip.AddrPortFrom(a, p).String())
+		if err == nil {
+			return l, nil
+		}
+		last = err
+	}
+	return nil, fmt.Errorf("no free TCP port from %d on at %s: %w", port, a, last)
 }
 
 func bindable(a netip.Addr) bool {
@@ -408,7 +425,8 @@ func (d *demo) startControl(ctx context.Context) error {
 		defer close(done)
 		err := d.Control(ctx, Control{
 			Repo: d.path("fleet.git"), SecretFile: d.path("secret"), State: d.path("control"),
-			Status: d.status, Interval: 2 * time.Second, Grace: 5 * time.Second, Log: log,
+			Status: d.status, Join: d.join, Agents: d.path("downloads"),
+			Interval: 2 * time.Second, Grace: 5 * time.Second, Log: log,
 			CA: func(pem []byte) error { return atomicfile.Write(d.path("ca.pem"), pem, 0o644) },
 			Turn: func(t reconciler.Turn, s *reconciler.Status) {
 				d.narrator.turn(t, s)

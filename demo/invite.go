@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 
 	"github.com/kokoa-proxy/kokoa/internal/atomicfile"
@@ -27,6 +28,8 @@ type File struct {
 	// Secret is the path of the fleet secret, Kokoa that of this program.
 	Secret string `json:"secret"`
 	Kokoa  string `json:"kokoa"`
+	// Join is the base URL for hosts that join: install.sh is there.
+	Join string `json:"join"`
 }
 
 // FileEdge is an edge in File: where visitors reach it, and its process.
@@ -53,13 +56,10 @@ type FileAgent struct {
 
 // describe writes demo.json, last of all: when it is there, everything serves.
 func (d *demo) describe() error {
-	kokoa, err := d.binary()
-	if err != nil {
-		return err
-	}
 	f := File{
 		Repo: d.path("fleet.git"), Branch: "main", DNS: d.dns.String(), CA: d.path("ca.pem"),
-		Status: "http://" + d.status.Addr().String(), Secret: d.path("secret"), Kokoa: kokoa,
+		Status: "http://" + d.status.Addr().String(), Secret: d.path("secret"), Kokoa: d.kokoa,
+		Join: "http://" + d.join.Addr().String(),
 	}
 	for _, p := range d.edges {
 		f.Edges = append(f.Edges, FileEdge{p.name, p.https.String(), p.http.String(), p.pid})
@@ -78,30 +78,45 @@ func (d *demo) describe() error {
 }
 
 // binary puts this program where the visitor can call it after `go run`, which
-// removes its own copy at the end.
+// removes its own copy at the end, and where hosts download it as their agent: under
+// that name it is one.
 func (d *demo) binary() (string, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return "", fmt.Errorf("demo: find this program: %w", err)
 	}
-	to := d.path("bin", "kokoa")
-	if self == to {
-		return to, nil
+	arch := runtime.GOARCH
+	if arch == "arm" {
+		arch = "armv7"
+	}
+	kokoa := d.path("bin", "kokoa")
+	for _, to := range []string{kokoa, d.path("downloads", "kokoa-agent-"+runtime.GOOS+"-"+arch)} {
+		if err := offer(self, to); err != nil {
+			return "", fmt.Errorf("demo: %w", err)
+		}
+	}
+	return kokoa, nil
+}
+
+// offer makes to the same file as from, or a copy.
+func offer(from, to string) error {
+	if from == to {
+		return nil
 	}
 	if err := os.MkdirAll(filepath.Dir(to), 0o700); err != nil {
-		return "", fmt.Errorf("demo: %w", err)
+		return err
 	}
 	if err := os.Remove(to); err != nil && !os.IsNotExist(err) {
-		return "", fmt.Errorf("demo: %w", err)
+		return err
 	}
-	if os.Link(self, to) == nil {
-		return to, nil
+	if os.Link(from, to) == nil {
+		return nil
 	}
-	data, err := os.ReadFile(self)
+	data, err := os.ReadFile(from)
 	if err != nil {
-		return "", fmt.Errorf("demo: %w", err)
+		return err
 	}
-	return to, atomicfile.Write(to, data, 0o700)
+	return atomicfile.Write(to, data, 0o700)
 }
 
 // invite prints what to try.

@@ -44,6 +44,7 @@ func (d *demo) seed(context.Context) error {
 		config.Core.IsBare = true
 		// A clone's `kokoa plan` finds the secret by this; see `kokoa plan --help`.
 		config.Raw.SetOption("kokoa", "", "secretFile", d.path("secret"))
+		config.Raw.SetOption("kokoa", "", "state", d.path("control"))
 		if err := r.SetConfig(config); err != nil {
 			return err
 		}

@@ -39,6 +39,7 @@ privilege. Ctrl-C ends it, and removes what it made.`,
 			o.Control = func(ctx context.Context, d demo.Control) error {
 				s := serving{
 					control:  control{repo: d.Repo, branch: "main", secretFile: d.SecretFile, state: d.State},
+					joining:  joining{forging: forging{kind: "bare"}, listener: d.Join, agents: d.Agents},
 					listener: d.Status, interval: d.Interval, grace: d.Grace, turn: d.Turn, ca: d.CA,
 				}
 				return s.run(ctx, slog.New(slog.NewTextHandler(d.Log, nil)))

@@ -116,7 +116,7 @@ timed out.`,
 	}
 	root.SetVersionTemplate("kokoa {{.Version}}\n")
 	root.CompletionOptions.HiddenDefaultCmd = true
-	root.AddCommand(vetCommand(), planCommand(), applyCommand(), serveCommand(), demoCommand(), secretCommand(), bootstrapCommand())
+	root.AddCommand(vetCommand(), planCommand(), applyCommand(), serveCommand(), demoCommand(), secretCommand(), bootstrapCommand(), tokenCommand(), originCommand())
 	return root
 }
 

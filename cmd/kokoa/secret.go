@@ -15,31 +15,55 @@ import (
 // has none, in that of its remote "origin" when that is a repo on this host. Only
 // who can write to the repo's own folder can set it, not who can push.
 func configured(repo, option string) string {
-	r, err := git.PlainOpenWithOptions(repo, &git.PlainOpenOptions{DetectDotGit: true, EnableDotGitCommonDir: true})
-	if err != nil {
-		return ""
-	}
-	c, err := r.ConfigScoped(config.LocalScope)
-	if err != nil {
+	c := settings(repo)
+	if c == nil {
 		return ""
 	}
 	if v := c.Raw.Section("kokoa").Option(option); v != "" {
 		return v
 	}
-	remote, ok := c.Remotes[git.DefaultRemoteName]
-	if !ok || len(remote.URLs) == 0 {
+	if info, err := os.Stat(origin(c)); err != nil || !info.IsDir() {
 		return ""
 	}
-	if info, err := os.Stat(remote.URLs[0]); err != nil || !info.IsDir() {
-		return ""
-	}
-	if r, err = git.PlainOpen(remote.URLs[0]); err != nil {
-		return ""
-	}
-	if c, err = r.ConfigScoped(config.LocalScope); err != nil {
+	if c = settings(origin(c)); c == nil {
 		return ""
 	}
 	return c.Raw.Section("kokoa").Option(option)
+}
+
+// home is where the fleet repo is kept that repo is a clone of, its remote "origin";
+// or repo itself, when it is none or has none.
+func home(repo string) string {
+	if c := settings(repo); c != nil && origin(c) != "" {
+		return origin(c)
+	}
+	return repo
+}
+
+// settings is the Git config of a repo on this host, nil when it is none.
+func settings(repo string) *config.Config {
+	// What is not there would be looked for in the folders above this one.
+	if _, err := os.Stat(repo); err != nil {
+		return nil
+	}
+	r, err := git.PlainOpenWithOptions(repo, &git.PlainOpenOptions{DetectDotGit: true, EnableDotGitCommonDir: true})
+	if err != nil {
+		return nil
+	}
+	c, err := r.ConfigScoped(config.LocalScope)
+	if err != nil {
+		return nil
+	}
+	return c
+}
+
+// origin is where a clone is from, "" for none.
+func origin(c *config.Config) string {
+	remote, ok := c.Remotes[git.DefaultRemoteName]
+	if !ok || len(remote.URLs) == 0 || c.Core.IsBare {
+		return ""
+	}
+	return remote.URLs[0]
 }
 
 func secretCommand() *cobra.Command {

@@ -16,6 +16,7 @@ import (
 // serving is `kokoa serve`, also inside the demo.
 type serving struct {
 	control
+	joining  joining
 	listener net.Listener
 	interval time.Duration
 	grace    time.Duration
@@ -28,6 +29,7 @@ func serveCommand() *cobra.Command {
 	var (
 		s      serving
 		listen string
+		hosts  string
 	)
 	c := &cobra.Command{
 		Use:   "serve",
@@ -35,7 +37,10 @@ func serveCommand() *cobra.Command {
 		Long: `Serve follows a fleet repo and makes turns without end: at once when the repo
 moves, and at every interval, to put back what was changed by hand. A commit that
 is broken, rewinds history or deletes too much changes nothing: the last good one
-stays live, and the log and the status say what is wrong and where.`,
+stays live, and the log and the status say what is wrong and where.
+
+Hosts with a token from ` + "`kokoa token create`" + ` ask it to become origins, and it opens
+their pull requests.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			log, err := logger(c.ErrOrStderr(), s.logFormat, s.verbose)
@@ -45,12 +50,19 @@ stays live, and the log and the status say what is wrong and where.`,
 			if s.listener, err = net.Listen("tcp", listen); err != nil {
 				return fmt.Errorf("listen for status: %w", err)
 			}
+			if hosts != "" {
+				if s.joining.listener, err = net.Listen("tcp", hosts); err != nil {
+					return errors.Join(fmt.Errorf("listen for hosts that join: %w", err), s.listener.Close())
+				}
+			}
 			return s.run(c.Context(), log)
 		},
 	}
 	s.flags(c)
 	c.Flags().StringVar(&s.state, "state", stateDir(), "folder of the state: certificates, ACME account, history")
 	c.Flags().StringVar(&listen, "listen", "127.0.0.1:7080", "address of the read-only status API")
+	s.joining.flags(c)
+	c.Flags().StringVar(&hosts, "join-listen", "127.0.0.1:7081", `address of the API for hosts that join, which a route of the fleet may publish; "" for none`)
 	c.Flags().DurationVar(&s.interval, "interval", 10*time.Second, "time between looks at a fleet that has settled")
 	c.Flags().DurationVar(&s.grace, "grace", 10*time.Second, "time out of sight after which an edge leaves DNS, when no agent reaches it either")
 	return c
@@ -60,13 +72,23 @@ stays live, and the log and the status say what is wrong and where.`,
 // RFC 9773 section 4.3 leaves the exact time to them.
 const renewalPoll = time.Hour
 
-// run serves until ctx ends. It closes the listener.
+// run serves until ctx ends. It closes the listeners.
 func (s *serving) run(ctx context.Context, log *slog.Logger) (err error) {
-	opened, err := s.open(true, false, log)
-	if err != nil {
+	fail := func(err error) error {
+		if s.joining.listener != nil {
+			err = errors.Join(err, s.joining.listener.Close())
+		}
 		return errors.Join(err, s.listener.Close())
 	}
+	opened, err := s.open(true, false, log)
+	if err != nil {
+		return fail(err)
+	}
 	defer closing(opened, &err)
+	registrar, hosts, err := s.joining.open(&s.control, opened.Secret, log)
+	if err != nil {
+		return fail(err)
+	}
 	opened.Grace = s.grace
 	loop := &reconciler.Loop{Reconciler: opened.Reconciler, Interval: s.interval}
 	firstCA := s.ca
@@ -91,18 +113,26 @@ func (s *serving) run(ctx context.Context, log *slog.Logger) (err error) {
 				}
 			}()
 		}
+		if t.Fleet != nil {
+			registrar.See(view(t, status, opened.Secret))
+		}
 		if s.turn != nil {
 			s.turn(t, status)
 		}
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	served := make(chan error, 1)
-	go func() {
-		served <- serveStatus(ctx, s.listener, loop.Status)
-		cancel()
-	}()
+	served := make(chan error, 2)
+	for _, serve := range []func() error{
+		func() error { return serveStatus(ctx, s.listener, loop.Status) },
+		func() error { return s.joining.run(ctx, registrar, hosts) },
+	} {
+		go func() {
+			served <- serve()
+			cancel()
+		}()
+	}
 	err = loop.Run(ctx)
 	cancel()
-	return errors.Join(err, <-served)
+	return errors.Join(err, <-served, <-served)
 }

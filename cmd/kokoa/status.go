@@ -3,8 +3,6 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"errors"
-	"fmt"
 	"net"
 	"net/http"
 	"net/netip"
@@ -33,26 +31,11 @@ func serveStatus(ctx context.Context, l net.Listener, status func() *reconciler.
 		// A reader who went away is no trouble of ours.
 		_ = enc.Encode(s)
 	})
-	server := &http.Server{
+	return serveHTTP(ctx, l, &http.Server{
 		Handler:           localOnly(mux),
 		ReadHeaderTimeout: 5 * time.Second,
 		WriteTimeout:      30 * time.Second,
-	}
-	stopped := make(chan error, 1)
-	go func() {
-		<-ctx.Done()
-		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-		defer cancel()
-		if server.Shutdown(ctx) != nil {
-			stopped <- server.Close()
-			return
-		}
-		stopped <- nil
-	}()
-	if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-		return fmt.Errorf("serve status: %w", err)
-	}
-	return <-stopped
+	})
 }
 
 func localOnly(next http.Handler) http.Handler {

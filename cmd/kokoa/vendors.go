@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/base64"
 	"errors"
@@ -8,6 +9,7 @@ import (
 	"log/slog"
 	"maps"
 	"net"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -18,6 +20,10 @@ import (
 	"github.com/kokoa-proxy/kokoa/reconciler/dns"
 	"github.com/kokoa-proxy/kokoa/reconciler/dns/builtin"
 	"github.com/kokoa-proxy/kokoa/reconciler/dns/rfc2136"
+	"github.com/kokoa-proxy/kokoa/registrar"
+	"github.com/kokoa-proxy/kokoa/registrar/forge/bare"
+	"github.com/kokoa-proxy/kokoa/registrar/forge/gitea"
+	"github.com/kokoa-proxy/kokoa/registrar/forge/github"
 )
 
 // providers are all the hosts of DNS that Kokoa knows.
@@ -25,6 +31,30 @@ var providers = map[fleet.DNSProvider]func(*zones, *fleet.Fleet) (map[string]dns
 	fleet.DNSNone:    func(*zones, *fleet.Fleet) (map[string]dns.Zone, error) { return nil, nil },
 	fleet.DNSBuiltin: (*zones).builtin,
 	fleet.DNSRFC2136: (*zones).rfc2136,
+}
+
+// forges are all the makes of forge that Kokoa knows.
+var forges = map[string]func(forgeSetting) (registrar.Forge, error){
+	"bare": func(s forgeSetting) (registrar.Forge, error) {
+		return bare.Open(s.repo, s.branch, bare.Options{Approve: approval})
+	},
+	"gitea": func(s forgeSetting) (registrar.Forge, error) {
+		return gitea.Open(gitea.Config{
+			URL: cmp.Or(s.base, s.web()), Owner: s.owner, Repo: s.name, Branch: s.branch,
+			Token: gitea.Token(s.token), Log: s.log,
+		})
+	},
+	"github": func(s forgeSetting) (registrar.Forge, error) {
+		c := github.Config{URL: s.base, Owner: s.owner, Repo: s.name, Branch: s.branch, Token: s.token, Log: s.log}
+		if s.app != 0 {
+			key, err := os.ReadFile(s.appKey)
+			if err != nil {
+				return nil, fmt.Errorf("read the App's key: %w", err)
+			}
+			c.Token, c.App = "", github.App{ID: s.app, Installation: s.installation, PrivateKey: string(key)}
+		}
+		return github.Open(c)
+	},
 }
 
 // zones opens the fleet's zones, and keeps them open from turn to turn.

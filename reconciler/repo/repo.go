@@ -171,6 +171,16 @@ func Open(spec string, o Options) (Source, error) {
 	return openRemote(where, o)
 }
 
+// Remote is the URL that spec names, without credentials; nil for a place on this
+// host.
+func Remote(spec string) (*url.URL, error) {
+	if _, local := localPath(spec); local {
+		return nil, nil
+	}
+	where, _, err := parseRemote(spec, Auth{})
+	return where, err
+}
+
 func openLocal(path string, o Options) (Source, error) {
 	path, err := filepath.Abs(path)
 	if err != nil {
