@@ -84,6 +84,7 @@ func Open(c Config) (*Forge, error) {
 		place: base.Host + "/" + c.Owner + "/" + c.Repo,
 		owner: c.Owner, repo: c.Repo, base: c.Branch, log: c.Log,
 		turn: make(chan struct{}, 1), opened: make(map[string]opening),
+		pauses: []time.Duration{250 * time.Millisecond, 500 * time.Millisecond, time.Second, 2 * time.Second},
 	}
 	if base.Host == "api.github.com" {
 		f.place = "github.com/" + c.Owner + "/" + c.Repo
@@ -159,6 +160,8 @@ type Forge struct {
 	// turn is held by whoever writes: GitHub wants one request after the other
 	// from one client, and answers those at once with its secondary rate limit.
 	turn chan struct{}
+	// pauses are between looks at what GitHub has not settled yet.
+	pauses []time.Duration
 	// method is the first way to merge that the repo has not refused; who holds
 	// the turn may use it.
 	method int
@@ -331,15 +334,12 @@ func pullOf(pull *gh.PullRequest) forge.Pull {
 	return p
 }
 
-// pauses are between looks at what GitHub has not settled yet.
-var pauses = [...]time.Duration{250 * time.Millisecond, 500 * time.Millisecond, time.Second, 2 * time.Second}
-
 // pause waits before the next try. It is false when there have been enough.
-func pause(ctx context.Context, try int) (bool, error) {
-	if try >= len(pauses) {
+func (f *Forge) pause(ctx context.Context, try int) (bool, error) {
+	if try >= len(f.pauses) {
 		return false, nil
 	}
-	timer := time.NewTimer(pauses[try])
+	timer := time.NewTimer(f.pauses[try])
 	defer timer.Stop()
 	select {
 	case <-timer.C:

@@ -61,7 +61,7 @@ func (f *Forge) mergeOpen(ctx context.Context, p forge.Pull) error {
 		if merged || reason != nil && !errors.Is(reason, errUnsettled) {
 			return reason
 		}
-		again, err := pause(ctx, try)
+		again, err := f.pause(ctx, try)
 		if err != nil {
 			return err
 		}

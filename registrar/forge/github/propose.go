@@ -97,7 +97,7 @@ func (f *Forge) openFrom(ctx context.Context, p forge.Proposal, head string) (fo
 			}
 		}
 		if unsettled {
-			again, waited := pause(ctx, try)
+			again, waited := f.pause(ctx, try)
 			if waited != nil {
 				return forge.Pull{}, false, waited
 			}

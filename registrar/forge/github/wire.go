@@ -7,7 +7,8 @@ import (
 	"sync"
 )
 
-// bounded cuts answers that are larger than any that is wanted.
+// bounded cuts answers that are larger than any that is wanted, and bounds how
+// long one makes the client wait.
 type bounded struct{ next http.RoundTripper }
 
 // answerAtMost is in bytes. The largest are comparisons, with texts of 300 files.
@@ -15,10 +16,30 @@ const answerAtMost = 32 << 20
 
 func (b bounded) RoundTrip(req *http.Request) (*http.Response, error) {
 	resp, err := b.next.RoundTrip(req)
-	if err == nil {
-		resp.Body = http.MaxBytesReader(nil, resp.Body, answerAtMost)
+	if err != nil {
+		return nil, err
 	}
-	return resp, err
+	resp.Body = http.MaxBytesReader(nil, resp.Body, answerAtMost)
+	if resp.StatusCode == http.StatusForbidden && resp.Header.Get("Retry-After") == "" && resp.Header.Get("X-RateLimit-Remaining") != "0" {
+		return aMinute(resp)
+	}
+	return resp, nil
+}
+
+// aMinute says for GitHub how long its secondary rate limit holds, where it does
+// not say itself: its documentation asks for a minute. The client would wait until
+// the hour of the primary limit is over.
+func aMinute(resp *http.Response) (*http.Response, error) {
+	text, err := io.ReadAll(resp.Body)
+	resp.Body.Close()
+	if err != nil {
+		return nil, err
+	}
+	resp.Body = io.NopCloser(bytes.NewReader(text))
+	if bytes.Contains(text, []byte("secondary rate limit")) {
+		resp.Header.Set("Retry-After", "60")
+	}
+	return resp, nil
 }
 
 // remembering asks again by what it has: "not modified" costs nothing of the rate
