@@ -36,8 +36,10 @@ type fakeEdge struct {
 	is    api.AgentEdge
 	// at is where it lives, and life counts its processes: a handshake with an
 	// earlier one is worth nothing.
-	at      netip.AddrPort
-	alive   bool
+	at    netip.AddrPort
+	alive bool
+	// takes are the keys of agents that it knows; nil is any.
+	takes   []keys.Public
 	life    int
 	signed  api.Signed
 	tag     string
@@ -57,8 +59,13 @@ type beat struct {
 // and never again: what mends a tunnel must be the agent.
 type fakeDevice struct {
 	world *world
+	key   keys.Private
+	// taken are the keys that the device was given after it was opened.
+	taken []keys.Private
 	peers []tunnel.Peer
 	lives map[keys.Public]int
+	// shaken is when the handshake was.
+	shaken map[keys.Public]time.Time
 	// removed counts how often each peer was taken out.
 	removed map[keys.Public]int
 }
@@ -119,9 +126,22 @@ func (e *fakeEdge) unanswered() int {
 // shake makes a handshake if the peer is where the device looks for it.
 func (d *fakeDevice) shake(p tunnel.Peer) {
 	e := d.world.edges[p.PublicKey]
-	if e != nil && e.alive && e.at.String() == p.Endpoint {
+	if e != nil && e.alive && e.at.String() == p.Endpoint && e.knows(d) {
 		d.lives[p.PublicKey] = e.life
+		d.shaken[p.PublicKey] = time.Now()
 	}
+}
+
+// knows reports whether the edge takes a device's key.
+func (e *fakeEdge) knows(d *fakeDevice) bool {
+	return e.takes == nil || slices.Contains(e.takes, d.key.Public())
+}
+
+// take makes the edge know these keys of agents, and no others.
+func (e *fakeEdge) take(known ...keys.Public) {
+	e.world.mu.Lock()
+	defer e.world.mu.Unlock()
+	e.takes = known
 }
 
 // fakeClient calls one edge through one device.
@@ -135,7 +155,7 @@ func (c fakeClient) reach(ctx context.Context) (*fakeEdge, error) {
 	w := c.device.world
 	w.mu.Lock()
 	e := w.edges[c.edge.PublicKey]
-	there := e != nil && e.alive && c.device.lives[c.edge.PublicKey] == e.life &&
+	there := e != nil && e.alive && e.knows(c.device) && c.device.lives[c.edge.PublicKey] == e.life &&
 		slices.ContainsFunc(c.device.peers, func(p tunnel.Peer) bool {
 			return p.PublicKey == c.edge.PublicKey && p.Endpoint == e.at.String()
 		})
@@ -208,6 +228,7 @@ func (d *fakeDevice) SetPeers(_ context.Context, peers []tunnel.Peer) error {
 	for _, old := range d.peers {
 		if !slices.ContainsFunc(peers, func(p tunnel.Peer) bool { return p.PublicKey == old.PublicKey }) {
 			delete(d.lives, old.PublicKey)
+			delete(d.shaken, old.PublicKey)
 			d.removed[old.PublicKey]++
 		}
 	}
@@ -222,9 +243,10 @@ func (d *fakeDevice) SetPeers(_ context.Context, peers []tunnel.Peer) error {
 }
 
 // SetPrivateKey makes a handshake with every peer that is there.
-func (d *fakeDevice) SetPrivateKey(keys.Private) error {
+func (d *fakeDevice) SetPrivateKey(key keys.Private) error {
 	d.world.mu.Lock()
 	defer d.world.mu.Unlock()
+	d.key, d.taken = key, append(d.taken, key)
 	for _, p := range d.peers {
 		delete(d.lives, p.PublicKey)
 		d.shake(p)
@@ -237,7 +259,7 @@ func (d *fakeDevice) Stats() ([]tunnel.PeerStats, error) {
 	defer d.world.mu.Unlock()
 	var stats []tunnel.PeerStats
 	for _, p := range d.peers {
-		stats = append(stats, tunnel.PeerStats{PublicKey: p.PublicKey, Endpoint: p.Endpoint, AllowedIPs: p.AllowedIPs})
+		stats = append(stats, tunnel.PeerStats{PublicKey: p.PublicKey, Endpoint: p.Endpoint, AllowedIPs: p.AllowedIPs, Handshake: d.shaken[p.PublicKey]})
 	}
 	return stats, nil
 }
@@ -273,13 +295,16 @@ func (l *fakeListener) Close() error {
 
 func (l *fakeListener) Addr() net.Addr { return &net.TCPAddr{} }
 
-func (w *world) open(tunnel.Config) (tunnel.Device, error) {
+func (w *world) open(cfg tunnel.Config) (tunnel.Device, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.unable != nil {
 		return nil, w.unable
 	}
-	d := &fakeDevice{world: w, lives: make(map[keys.Public]int), removed: make(map[keys.Public]int)}
+	d := &fakeDevice{
+		world: w, key: cfg.PrivateKey, lives: make(map[keys.Public]int),
+		shaken: make(map[keys.Public]time.Time), removed: make(map[keys.Public]int),
+	}
 	w.devices = append(w.devices, d)
 	return d, nil
 }
