@@ -11,10 +11,13 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"path/filepath"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
 
+	agentcommand "github.com/kokoa-proxy/kokoa/agent/command"
 	"github.com/kokoa-proxy/kokoa/edge/api"
 	"github.com/kokoa-proxy/kokoa/internal/program"
 	"github.com/kokoa-proxy/kokoa/reconciler/dns"
@@ -24,6 +27,12 @@ import (
 )
 
 func main() {
+	// The demo's hosts download this program as their agent: no Go is needed to make
+	// another one.
+	if strings.HasPrefix(filepath.Base(os.Args[0]), "kokoa-agent") {
+		agentcommand.Main()
+		return
+	}
 	schema.RunIfWorker()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	code := run(ctx, os.Args[1:], os.Stdout, os.Stderr)

@@ -46,7 +46,10 @@ func settings(repo string) *config.Config {
 	if _, err := os.Stat(repo); err != nil {
 		return nil
 	}
-	r, err := git.PlainOpenWithOptions(repo, &git.PlainOpenOptions{DetectDotGit: true, EnableDotGitCommonDir: true})
+	r, err := git.PlainOpen(repo) // a bare one
+	if err != nil {
+		r, err = git.PlainOpenWithOptions(repo, &git.PlainOpenOptions{DetectDotGit: true, EnableDotGitCommonDir: true})
+	}
 	if err != nil {
 		return nil
 	}
