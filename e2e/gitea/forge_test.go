@@ -59,12 +59,25 @@ func (r *repo) newToken(t *testing.T, user string, scopes ...string) string {
 // open is a forge that asks with a token.
 func (r *repo) open(t *testing.T, token string) *gitea.Forge {
 	t.Helper()
-	f, err := gitea.Open(gitea.Config{URL: r.url, Owner: admin, Repo: r.name, Branch: base, Token: gitea.Token(token)})
+	return r.openHTTP(t, token, http.DefaultTransport.RoundTrip)
+}
+
+// openHTTP is open with another way to the server.
+func (r *repo) openHTTP(t *testing.T, token string, trip transport) *gitea.Forge {
+	t.Helper()
+	f, err := gitea.Open(gitea.Config{
+		URL: r.url, Owner: admin, Repo: r.name, Branch: base, Token: gitea.Token(token),
+		HTTP: &http.Client{Transport: trip},
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	return f
 }
+
+type transport func(*http.Request) (*http.Response, error)
+
+func (t transport) RoundTrip(r *http.Request) (*http.Response, error) { return t(r) }
 
 func (r *repo) place(t *testing.T) forgetest.Place {
 	return forgetest.Place{

@@ -15,8 +15,9 @@ import (
 	"github.com/kokoa-proxy/kokoa/registrar/forge"
 )
 
-// errMoved: somebody else changed the same things in the same moment.
-var errMoved = errors.New("others change the same branches all the time")
+// errMoved: others may have changed the same things in the same moment, so it is worth
+// looking again. Its text is for when it was not.
+var errMoved = errors.New("the forge did not take it, however often it was asked")
 
 func moved(why error) error { return fmt.Errorf("%w: %w", errMoved, why) }
 
@@ -55,7 +56,7 @@ func text(p forge.Proposal) string {
 
 func (f *Forge) branchPath(branch string) string { return "/branches/" + escape(branch) }
 
-// head is a branch's commit, or "" when there is no such branch.
+// head is a branch's commit, or "" when there is no such branch that can be seen.
 func (f *Forge) head(ctx context.Context, branch string) (string, error) {
 	var b struct {
 		Commit struct {
@@ -64,7 +65,7 @@ func (f *Forge) head(ctx context.Context, branch string) (string, error) {
 	}
 	err := f.call(ctx, http.MethodGet, f.branchPath(branch), nil, &b, http.StatusOK)
 	if is(err, http.StatusNotFound) {
-		return "", f.visible(ctx)
+		return "", nil
 	}
 	if err != nil {
 		return "", err
@@ -77,10 +78,13 @@ func (f *Forge) head(ctx context.Context, branch string) (string, error) {
 
 func (f *Forge) mustHead(ctx context.Context, branch string) (string, error) {
 	head, err := f.head(ctx, branch)
-	if err == nil && head == "" {
-		err = fmt.Errorf("there is no branch %s", branch)
+	if err != nil || head != "" {
+		return head, err
 	}
-	return head, err
+	if err := f.visible(ctx); err != nil {
+		return "", err
+	}
+	return "", fmt.Errorf("there is no branch %s", branch)
 }
 
 func (f *Forge) commit(ctx context.Context, sha string) (commit, error) {
@@ -96,7 +100,7 @@ func (f *Forge) blob(ctx context.Context, sha, path string) (string, error) {
 	}
 	err := f.call(ctx, http.MethodGet, "/contents/"+escape(path)+"?ref="+sha, nil, &file, http.StatusOK)
 	if is(err, http.StatusNotFound) {
-		return "", nil // the repo has just answered otherwise
+		return "", nil
 	}
 	return file.SHA, err
 }

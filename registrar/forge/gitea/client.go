@@ -118,8 +118,14 @@ func refused(req *http.Request, answer *http.Response, body []byte) *refusal {
 	var said struct {
 		Message string `json:"message"`
 	}
-	if json.Unmarshal(body, &said) == nil {
+	switch kind, _, _ := strings.Cut(answer.Header.Get("Content-Type"), ";"); {
+	case json.Unmarshal(body, &said) == nil:
 		r.message = plain(said.Message)
+	case kind == "text/plain":
+		r.message = plain(string(body))
+	}
+	if at := answer.Header.Get("Location"); at != "" {
+		r.message = plain("it is at " + at + " now")
 	}
 	if r.status == http.StatusTooManyRequests {
 		r.until = until(answer.Header.Get("Retry-After"), time.Now())

@@ -42,6 +42,7 @@ type Config struct {
 	// user who may write to the repo.
 	Token Token
 	// HTTP is what asks; nil is a client that gives up a call after a minute.
+	// Redirects are not followed.
 	HTTP *http.Client
 	// Log may be nil.
 	Log *slog.Logger
@@ -76,7 +77,11 @@ func Open(c Config) (*Forge, error) {
 	at, err := url.Parse(c.URL)
 	switch {
 	case err != nil:
-		return nil, fmt.Errorf("gitea: %w", err)
+		var why *url.Error // which says the URL, and so what credentials are in it
+		if errors.As(err, &why) {
+			err = why.Err
+		}
+		return nil, fmt.Errorf("gitea: url: %w", err)
 	case at.Scheme != "http" && at.Scheme != "https" || at.Host == "" || at.User != nil || at.RawQuery != "" || at.Fragment != "":
 		return nil, fmt.Errorf("gitea: url %q: want one like https://git.example.com, without credentials", at.Redacted())
 	case c.Owner == "" || c.Repo == "" || c.Branch == "":
@@ -84,9 +89,12 @@ func Open(c Config) (*Forge, error) {
 	case c.Token == "":
 		return nil, errors.New("gitea: want an access token with the scopes write:repository and write:issue")
 	}
-	if c.HTTP == nil {
-		c.HTTP = &http.Client{Timeout: time.Minute}
+	asks := http.Client{Timeout: time.Minute}
+	if c.HTTP != nil {
+		asks = *c.HTTP
 	}
+	// The token is for this server, and a POST that was sent on would be a GET.
+	asks.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
@@ -98,7 +106,7 @@ func Open(c Config) (*Forge, error) {
 			// Basic is what both the API and Git over HTTP take. The token is in a
 			// function, so that no printing of a Forge shows it.
 			sign: func(r *http.Request) { r.SetBasicAuth("token", token) },
-			http: c.HTTP,
+			http: &asks,
 		},
 		base:     c.Branch,
 		log:      c.Log,
@@ -200,7 +208,9 @@ func (f *Forge) propose(ctx context.Context, p forge.Proposal) (forge.Pull, erro
 func (f *Forge) Find(ctx context.Context, branch string) (forge.Pull, error) {
 	found, err := f.newest(ctx, branch)
 	if err == nil && found == nil {
-		err = forge.ErrNoPull
+		if err = f.visible(ctx); err == nil {
+			err = forge.ErrNoPull
+		}
 	}
 	if err != nil {
 		return forge.Pull{}, fmt.Errorf("find %s: %w", branch, err)

@@ -79,13 +79,13 @@ func (f *Forge) open(ctx context.Context, branch string) (*pull, error) {
 	return p, nil
 }
 
-// newest is a branch's newest pull request, or nil.
+// newest is a branch's newest pull request, or nil when none can be seen.
 func (f *Forge) newest(ctx context.Context, branch string) (*pull, error) {
 	var p pull
 	err := f.call(ctx, http.MethodGet, "/pulls/"+url.PathEscape(f.base)+"/"+escape(branch), nil, &p, http.StatusOK)
 	switch {
 	case is(err, http.StatusNotFound):
-		return nil, f.visible(ctx)
+		return nil, nil
 	case err != nil:
 		return nil, err
 	case p.State == "open":
@@ -141,6 +141,11 @@ func (f *Forge) request(ctx context.Context, p forge.Proposal) (*pull, error) {
 	var made pull
 	ask := map[string]string{"base": f.base, "head": p.Branch, "title": p.Title, "body": p.Body}
 	err := f.call(ctx, http.MethodPost, "/pulls", ask, &made, http.StatusCreated)
+	if is(err, http.StatusNotFound) {
+		if err := f.visible(ctx); err != nil {
+			return nil, err
+		}
+	}
 	if is(err, http.StatusConflict, http.StatusNotFound) {
 		return nil, moved(err) // there is one now, or the branch is gone
 	}
@@ -173,6 +178,19 @@ func (f *Forge) press(ctx context.Context, p forge.Pull) error {
 	style, err := f.style(ctx)
 	if err != nil {
 		return err
+	}
+	if style == fastForward { // the server's own answer to one that is behind is 500
+		c, err := f.commit(ctx, p.Head)
+		if err != nil {
+			return err
+		}
+		base, err := f.mustHead(ctx, f.base)
+		if err != nil {
+			return err
+		}
+		if !c.isOn(base) {
+			return fmt.Errorf("%w: it is behind, and the repo merges only by moving on", forge.ErrConflict)
+		}
 	}
 	err = f.call(ctx, http.MethodPost, f.pullPath(p.Number)+"/merge", map[string]any{
 		"Do": style, "head_commit_id": p.Head, "delete_branch_after_merge": true,
@@ -207,6 +225,8 @@ func judge(err error) error {
 	return err
 }
 
+const fastForward = "fast-forward-only"
+
 // style is how the repo merges.
 func (f *Forge) style(ctx context.Context) (string, error) {
 	var r repository
@@ -215,9 +235,9 @@ func (f *Forge) style(ctx context.Context) (string, error) {
 	}
 	allowed := map[string]bool{
 		"merge": r.Merge, "squash": r.Squash, "rebase": r.Rebase,
-		"rebase-merge": r.RebaseMerge, "fast-forward-only": r.FastForward,
+		"rebase-merge": r.RebaseMerge, fastForward: r.FastForward,
 	}
-	for _, s := range []string{r.Style, "merge", "squash", "rebase", "rebase-merge", "fast-forward-only"} {
+	for _, s := range []string{r.Style, "merge", "squash", "rebase", "rebase-merge", fastForward} {
 		if allowed[s] {
 			return s, nil
 		}
