@@ -418,8 +418,20 @@ func (a *assembly) inDomains(p placed, field, host string) {
 	})
 }
 
+// soon is how long before something ends a warning says so.
+const soon = 24 * time.Hour
+
 func (a *assembly) expired(p placed, at *time.Time) {
-	if at == nil || at.After(a.now) {
+	if at == nil || at.After(a.now.Add(soon)) {
+		return
+	}
+	if at.After(a.now) {
+		left := at.Sub(a.now)
+		a.warn(p.file, finding{
+			code: CodeEnding, at: p.mark("expires"),
+			message: fmt.Sprintf("%s ends at %s, in %d h %d min", p.title(), at.Format(time.RFC3339), int(left.Hours()), int(left.Minutes())%60),
+			hint:    "move expires when it is to stay",
+		})
 		return
 	}
 	a.warn(p.file, finding{

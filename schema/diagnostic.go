@@ -66,6 +66,8 @@ const (
 	CodeNoEdge Code = "K1202"
 	// CodeShared: two edges with one public address.
 	CodeShared Code = "K1203"
+	// CodeEnding: something that ends within a day.
+	CodeEnding Code = "K1204"
 )
 
 // Severity says whether a Diagnostic keeps the fleet from loading.
