@@ -33,6 +33,8 @@ type World struct {
 	// Elsewhere are certificates whose keys another control plane has, as edges
 	// serve them; empty for the fleet's own.
 	Elsewhere map[string]certs.Held
+	// Rotate is, by origin, the moment before which keys are to be replaced.
+	Rotate map[string]time.Time
 	// Observed is everything of ours, of every kind.
 	Observed []plan.Object
 	// Unseen are the scopes that could not be observed, and why.
@@ -139,7 +141,7 @@ func (d *desiring) peers() {
 			o := d.fleet.Origins[name]
 			d.add(plan.Object{
 				Ref:  plan.Ref{Kind: plan.Peer, Scope: edge, Name: name},
-				Spec: edges.NewPeerSpec(api.Peer{Name: name, PublicKey: o.PublicKey, Address: o.TunnelAddress, Expires: o.Expires}),
+				Spec: edges.NewPeerSpec(api.Peer{Name: name, PublicKey: o.PublicKey, NextKey: o.NextKey, Address: o.TunnelAddress, Expires: o.Expires}),
 				From: o.Position.String(),
 			})
 		}
@@ -173,9 +175,16 @@ func (d *desiring) agents() {
 		}
 	}
 	all := AgentEdges(d.fleet, d.secret)
+	control := d.secret.Join().Public()
 	for _, name := range d.fleet.OriginNames() {
 		o := d.fleet.Origins[name]
-		want := api.AgentConfig{Fleet: d.fleet.Name, Agent: name, Edges: all, Expires: o.Expires}
+		want := api.AgentConfig{
+			Fleet: d.fleet.Name, Agent: name, Edges: all, Expires: o.Expires,
+			PublicKey: o.PublicKey, NextKey: o.NextKey, Control: control,
+		}
+		if before, ok := d.world.Rotate[name]; ok {
+			want.RotateBefore = &before
+		}
 		for _, id := range slices.Sorted(maps.Keys(services[name])) {
 			want.Services = append(want.Services, services[name][id])
 		}

@@ -45,7 +45,11 @@ type Reconciler struct {
 	// Grace is how long an edge must be out of sight before it counts as down;
 	// 0 means that it never does, as for a single run from who knows where.
 	Grace time.Duration
-	Log   *slog.Logger
+	// Rotations says, by origin, before which moment a key must have been made to be
+	// replaced; see api.AgentConfig.RotateBefore. It is called once per turn, and its
+	// map is not changed; nil leaves what was asked for as it is.
+	Rotations func() map[string]time.Time
+	Log       *slog.Logger
 
 	// at keeps the last few fleets that were read, newest first.
 	at []Commit
@@ -321,6 +325,7 @@ func (r *Reconciler) observe(ctx context.Context, f *fleet.Fleet, earlier ...*fl
 		}
 	}
 	w.Down = down(live, w.Now, r.Grace)
+	w.Rotate = r.rotate(w.Observed)
 	w.Observed = append(w.Observed, inDNS.Objects...)
 	maps.Copy(w.Unseen, inDNS.Unseen)
 	markEnded(w.Observed, f, w.Now)

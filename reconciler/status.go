@@ -9,6 +9,7 @@ import (
 
 	"github.com/kokoa-proxy/kokoa/edge/api"
 	"github.com/kokoa-proxy/kokoa/fleet"
+	"github.com/kokoa-proxy/kokoa/keys"
 	"github.com/kokoa-proxy/kokoa/reconciler/plan"
 	"github.com/kokoa-proxy/kokoa/reconciler/repo"
 	"github.com/kokoa-proxy/kokoa/schema"
@@ -113,8 +114,15 @@ type EdgeStatus struct {
 
 // OriginStatus is an origin's agent.
 type OriginStatus struct {
-	Name    string `json:"name"`
-	Address string `json:"address"`
+	Name      string      `json:"name"`
+	Address   string      `json:"address"`
+	PublicKey keys.Public `json:"public_key"`
+	// NextKey is to replace PublicKey, and Rotation says how far that has come;
+	// both are unset when no replacement is under way.
+	NextKey  keys.Public `json:"next_key,omitzero"`
+	Rotation *Rotation   `json:"rotation,omitempty"`
+	// RotateBefore is what its agent is asked for; see api.AgentConfig.
+	RotateBefore *time.Time `json:"rotate_before,omitempty"`
 	// Edges with a live tunnel to it.
 	Edges     []string       `json:"edges"`
 	Heartbeat *api.Heartbeat `json:"heartbeat,omitempty"`
@@ -245,10 +253,21 @@ func (s *Status) describe(t Turn) {
 		}
 		s.Routes = append(s.Routes, out)
 	}
+	rotations := Rotations(t.Fleet, t.World)
 	for _, name := range t.Fleet.OriginNames() {
 		o := t.Fleet.Origins[name]
-		out := OriginStatus{Name: name, Address: o.TunnelAddress.String(), Edges: append([]string{}, tunnels[name]...), Expires: o.Expires, From: o.Position.String()}
+		out := OriginStatus{
+			Name: name, Address: o.TunnelAddress.String(), PublicKey: o.PublicKey, NextKey: o.NextKey,
+			Edges: slices.Compact(append([]string{}, tunnels[name]...)), Expires: o.Expires, From: o.Position.String(),
+		}
+		if r, ok := rotations[name]; ok {
+			out.Rotation = &r
+		}
+		if before, ok := t.World.Rotate[name]; ok {
+			out.RotateBefore = &before
+		}
 		if a, ok := beats[name]; ok {
+			a.Heartbeat.Rotation = nil // sealed, and of no use to people
 			out.Heartbeat, out.Seen = &a.Heartbeat, a.At
 		}
 		s.Origins = append(s.Origins, out)

@@ -317,10 +317,12 @@ type fakeEdge struct {
 	certs      map[string]api.CertificateState
 	challenges map[string]string
 	device     map[keys.Public]api.Peer
-	down       bool
-	reject     error
-	notReady   []string
-	agents     []api.AgentState
+	// shaken is when a key of the device last shook hands, when that is not now.
+	shaken   map[keys.Public]time.Time
+	down     bool
+	reject   error
+	notReady []string
+	agents   []api.AgentState
 	// up says which services of the live routes the edge reaches; nil: unknown.
 	up func(api.Upstream) *bool
 	// fault, when set, decides about the n-th call that changes something.
@@ -419,6 +421,10 @@ func (e *fakeEdge) Apply(_ context.Context, current string, next api.Config) err
 		e.device = map[keys.Public]api.Peer{}
 		for _, p := range next.Peers {
 			e.device[p.PublicKey] = p
+			if !p.NextKey.IsZero() {
+				p.Address = netip.Addr{} // with the key that is used
+				e.device[p.NextKey] = p
+			}
 		}
 		return nil
 	})
@@ -436,9 +442,19 @@ func (e *fakeEdge) State() (api.State, error) {
 	names := map[keys.Public]string{}
 	for _, p := range e.config.Peers {
 		names[p.PublicKey] = p.Name
+		if !p.NextKey.IsZero() {
+			names[p.NextKey] = p.Name
+		}
 	}
 	for key, p := range e.device {
-		s.Peers = append(s.Peers, api.PeerState{Name: names[key], PublicKey: key, AllowedIPs: []netip.Prefix{netip.PrefixFrom(p.Address, 32)}, Handshake: time.Now()})
+		seen := api.PeerState{Name: names[key], PublicKey: key, Handshake: time.Now()}
+		if p.Address.IsValid() {
+			seen.AllowedIPs = []netip.Prefix{netip.PrefixFrom(p.Address, 32)}
+		}
+		if at, ok := e.shaken[key]; ok {
+			seen.Handshake = at
+		}
+		s.Peers = append(s.Peers, seen)
 	}
 	seen := map[string]bool{}
 	for _, r := range e.config.Routes {

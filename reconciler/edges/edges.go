@@ -225,25 +225,37 @@ func Objects(l Live, signing []byte, now time.Time) []plan.Object {
 	named := map[keys.Public]api.Peer{}
 	for _, p := range l.Config.Peers {
 		named[p.PublicKey] = p
-	}
-	onDevice := map[string]bool{}
-	for _, p := range l.State.Peers {
-		spec := PeerSpec{PublicKey: p.PublicKey, Addresses: p.AllowedIPs}
-		name := p.PublicKey.String()
-		config, known := named[p.PublicKey]
-		if known {
-			name = config.Name
-			if config.Expires != nil {
-				spec.Expires = *config.Expires
-			}
+		if !p.NextKey.IsZero() {
+			named[p.NextKey] = p
 		}
-		onDevice[name] = true
-		out = append(out, plan.Object{Ref: plan.Ref{Kind: plan.Peer, Scope: edge, Name: name}, Spec: spec, Ended: known && ended(config.Expires)})
+	}
+	onDevice := map[string]PeerSpec{}
+	for _, p := range l.State.Peers {
+		config, known := named[p.PublicKey]
+		if !known {
+			out = append(out, plan.Object{Ref: plan.Ref{Kind: plan.Peer, Scope: edge, Name: p.PublicKey.String()}, Spec: PeerSpec{PublicKey: p.PublicKey, Addresses: p.AllowedIPs}})
+			continue
+		}
+		spec := onDevice[config.Name]
+		if p.PublicKey == config.NextKey {
+			spec.NextKey = p.PublicKey
+		} else {
+			spec.PublicKey = p.PublicKey
+		}
+		spec.Addresses = append(slices.Clip(spec.Addresses), p.AllowedIPs...)
+		if config.Expires != nil {
+			spec.Expires = *config.Expires
+		}
+		onDevice[config.Name] = spec
 	}
 	for _, p := range l.Config.Peers {
-		// The edge drops a peer at its time; the config still names it.
-		if ended(p.Expires) && !onDevice[p.Name] {
-			out = append(out, plan.Object{Ref: plan.Ref{Kind: plan.Peer, Scope: edge, Name: p.Name}, Spec: NewPeerSpec(p), Ended: true})
+		spec, there := onDevice[p.Name]
+		if !there && ended(p.Expires) {
+			// The edge drops a peer at its time; the config still names it.
+			spec, there = NewPeerSpec(p), true
+		}
+		if there {
+			out = append(out, plan.Object{Ref: plan.Ref{Kind: plan.Peer, Scope: edge, Name: p.Name}, Spec: spec, Ended: ended(p.Expires)})
 		}
 	}
 	for _, s := range l.Config.Agents {
@@ -265,7 +277,7 @@ func Objects(l Live, signing []byte, now time.Time) []plan.Object {
 
 // NewPeerSpec is a config's peer as a spec.
 func NewPeerSpec(p api.Peer) PeerSpec {
-	s := PeerSpec{PublicKey: p.PublicKey, Addresses: []netip.Prefix{netip.PrefixFrom(p.Address, p.Address.BitLen())}}
+	s := PeerSpec{PublicKey: p.PublicKey, NextKey: p.NextKey, Addresses: []netip.Prefix{netip.PrefixFrom(p.Address, p.Address.BitLen())}}
 	if p.Expires != nil {
 		s.Expires = *p.Expires
 	}
@@ -443,7 +455,7 @@ func Next(c api.Config, changes []plan.Change) api.Config {
 		}
 		switch spec := ch.After.(type) {
 		case PeerSpec:
-			p := api.Peer{Name: name, PublicKey: spec.PublicKey, Address: spec.Addresses[0].Addr()}
+			p := api.Peer{Name: name, PublicKey: spec.PublicKey, NextKey: spec.NextKey, Address: spec.Addresses[0].Addr()}
 			if !spec.Expires.IsZero() {
 				p.Expires = &spec.Expires
 			}
@@ -465,9 +477,9 @@ func Next(c api.Config, changes []plan.Change) api.Config {
 	return next
 }
 
-// giveWay drops the peers whose address or key a changed peer now has, with what
-// hangs on them. Deletes come last in a turn, but two peers cannot share an address
-// until then: the one that Git no longer wants loses it first.
+// giveWay drops the peers whose address or a key of which a changed peer now has, with
+// what hangs on them. Deletes come last in a turn, but two peers cannot share an
+// address until then: the one that Git no longer wants loses it first.
 func giveWay(peers map[string]api.Peer, routes map[string]api.Route, agents map[string]api.Signed, changes []plan.Change) {
 	changed := map[string]bool{}
 	for _, c := range changes {
@@ -478,7 +490,8 @@ func giveWay(peers map[string]api.Peer, routes map[string]api.Route, agents map[
 	for winner := range changed {
 		for name, p := range peers {
 			w := peers[winner]
-			if changed[name] || p.Address != w.Address && p.PublicKey != w.PublicKey || p.Address == w.Address && p.PublicKey == w.PublicKey {
+			same := p.Address == w.Address && p.PublicKey == w.PublicKey && p.NextKey == w.NextKey
+			if changed[name] || same || p.Address != w.Address && !shareKey(p, w) {
 				continue
 			}
 			delete(peers, name)
@@ -488,6 +501,11 @@ func giveWay(peers map[string]api.Peer, routes map[string]api.Route, agents map[
 			})
 		}
 	}
+}
+
+func shareKey(a, b api.Peer) bool {
+	has := func(p api.Peer, k keys.Public) bool { return !k.IsZero() && (p.PublicKey == k || p.NextKey == k) }
+	return has(a, b.PublicKey) || has(a, b.NextKey)
 }
 
 // Challenges answers ACME HTTP-01 challenges (RFC 8555 section 8.3) on every edge in

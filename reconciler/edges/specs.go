@@ -19,7 +19,10 @@ import (
 // PeerSpec is a plan.Peer: an origin's WireGuard peer on an edge.
 type PeerSpec struct {
 	PublicKey keys.Public
-	// Addresses the peer may use inside the tunnel; desired is always one.
+	// NextKey is valid beside PublicKey; zero for none.
+	NextKey keys.Public
+	// Addresses the peer may use inside the tunnel, with one key or the other;
+	// desired is always one.
 	Addresses []netip.Prefix
 	// Expires is zero for never.
 	Expires time.Time
@@ -28,17 +31,32 @@ type PeerSpec struct {
 // Equal implements plan.Spec.
 func (s PeerSpec) Equal(o plan.Spec) bool {
 	other, ok := o.(PeerSpec)
-	return ok && s.PublicKey == other.PublicKey && slices.Equal(s.Addresses, other.Addresses) && s.Expires.Equal(other.Expires)
+	return ok && s.PublicKey == other.PublicKey && s.NextKey == other.NextKey && slices.Equal(s.Addresses, other.Addresses) && s.Expires.Equal(other.Expires)
 }
 
 // String implements plan.Spec.
 func (s PeerSpec) String() string {
-	return fmt.Sprintf("%s key %.8s…", joined(s.Addresses), s.PublicKey)
+	if s.NextKey.IsZero() {
+		return fmt.Sprintf("%s key %.8s…", joined(s.Addresses), s.PublicKey)
+	}
+	return fmt.Sprintf("%s key %.8s… next %.8s…", joined(s.Addresses), s.PublicKey, s.NextKey)
 }
 
 // Fields implements plan.Spec.
 func (s PeerSpec) Fields() []plan.Field {
-	return []plan.Field{{Name: "address", Value: joined(s.Addresses)}, {Name: "public_key", Value: s.PublicKey.String()}, {Name: "expires", Value: when(s.Expires)}}
+	return []plan.Field{
+		{Name: "address", Value: joined(s.Addresses)},
+		{Name: "public_key", Value: keyText(s.PublicKey)},
+		{Name: "next_key", Value: keyText(s.NextKey)},
+		{Name: "expires", Value: when(s.Expires)},
+	}
+}
+
+func keyText(k keys.Public) string {
+	if k.IsZero() {
+		return ""
+	}
+	return k.String()
 }
 
 // RouteSpec is a plan.Route: a route as an edge serves it.
@@ -137,9 +155,16 @@ func (s AgentSpec) Fields() []plan.Field {
 	for _, e := range s.Config.Edges {
 		edges = append(edges, e.Name+" "+e.Endpoint)
 	}
+	rotate := ""
+	if s.Config.RotateBefore != nil {
+		rotate = when(*s.Config.RotateBefore)
+	}
 	return []plan.Field{
 		{Name: "signature", Value: "good"},
 		{Name: "serial", Value: strconv.FormatUint(s.Config.Serial, 10)},
+		{Name: "public_key", Value: keyText(s.Config.PublicKey)},
+		{Name: "next_key", Value: keyText(s.Config.NextKey)},
+		{Name: "rotate_before", Value: rotate},
 		{Name: "services", Value: summary(services)},
 		{Name: "edges", Value: summary(edges)},
 	}
