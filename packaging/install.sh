@@ -18,7 +18,7 @@ url='@URL@'
 key='@KEY@'
 
 main() {
-	prefix=/usr/local ca='' token='' asking=''
+	prefix='' ca='' token=${KOKOA_TOKEN:-}${KOKOA_TOKEN_FILE:-} asking=''
 	arguments "$@"
 	case $url in
 	https://*) scheme=https ;;
@@ -73,8 +73,8 @@ arguments() {
 		-token-file* | --token-file* | -forge* | --forge* | -h | -help | --help) token=elsewhere ;;
 		-ca=* | --ca=*) ca=${1#*=} ;;
 		-ca | --ca) ca=${2:-} ;;
-		-prefix=* | --prefix=*) prefix=${1#*=} ;;
-		-prefix | --prefix) prefix=${2:-} ;;
+		-prefix=* | --prefix=*) prefix=${1#*=}/usr/local ;;
+		-prefix | --prefix) prefix=${2:-}/usr/local ;;
 		esac
 		shift
 	done
@@ -96,8 +96,12 @@ platform() {
 	esac
 }
 
-# installed refuses to replace a kokoa-agent by an older one.
+# installed refuses to replace a kokoa-agent by an older one. It lives where "kokoa-agent
+# install" puts it.
 installed() {
+	if [ -z "$prefix" ]; then
+		if [ "$(id -u)" = 0 ]; then prefix=/usr/local; else prefix=$HOME/.local; fi
+	fi
 	old=$("$prefix/bin/kokoa-agent" version 2>/dev/null </dev/null | awk '{ print $2 }') || :
 	[ -n "$old" ] && older "$version" "${old#v}" || return 0
 	die "kokoa-agent $old is installed, and $version is older; to go back, uninstall that first"
@@ -152,9 +156,10 @@ get() {
 	) || :
 }
 
-# ask finds the token: the agent cannot, when this script is its standard input.
+# ask finds the token: the agent cannot, when this script is its standard input. A host
+# that has an agent already needs none.
 ask() {
-	[ -z "$token${KOKOA_TOKEN:-}" ] || return 0
+	[ -z "$token$old" ] || return 0
 	[ -t 0 ] || IFS= read -r token || :
 	if [ -z "$token" ] && (stty -g </dev/tty) >/dev/null 2>&1; then
 		asking=yes

@@ -2,6 +2,7 @@ package packaging_test
 
 import (
 	"bytes"
+	"context"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/sha256"
@@ -68,7 +69,7 @@ type host struct {
 func newHost(t *testing.T, s system, uname string) *host {
 	t.Helper()
 	h := &host{system: s, dir: t.TempDir(), path: t.TempDir()}
-	for _, dir := range []string{"tmp", "home", "prefix/bin"} {
+	for _, dir := range []string{"tmp", "home/.local/bin", "prefix/usr/local/bin"} {
 		if err := os.MkdirAll(filepath.Join(h.dir, dir), 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -85,6 +86,7 @@ func newHost(t *testing.T, s system, uname string) *host {
 	kernel, machine, _ := strings.Cut(uname, " ")
 	h.tool(t, "uname", "case $1 in -s) echo "+kernel+" ;; -m) echo "+machine+" ;; esac")
 	h.tool(t, "sleep", "exit 0")
+	h.tool(t, "id", "echo 1000")
 	h.env = []string{
 		"PATH=" + h.path, "HOME=" + filepath.Join(h.dir, "home"), "TMPDIR=" + filepath.Join(h.dir, "tmp"),
 		"RECORD=" + filepath.Join(h.dir, "record"),
@@ -117,9 +119,9 @@ func (h *host) remove(t *testing.T, tools ...string) {
 }
 
 // installed puts a kokoa-agent there that calls itself of a version.
-func (h *host) installed(t *testing.T, version string) {
+func (h *host) installed(t *testing.T, where, version string) {
 	t.Helper()
-	write(t, filepath.Join(h.dir, "prefix/bin/kokoa-agent"), "#!/bin/sh\necho kokoa-agent '"+version+"' go1.26.0 linux/arm64\n")
+	write(t, filepath.Join(h.dir, where, "bin/kokoa-agent"), "#!/bin/sh\necho kokoa-agent '"+version+"' go1.26.0 linux/arm64\n")
 }
 
 func write(t *testing.T, path, text string) {
@@ -145,10 +147,9 @@ func (h *host) pipe(t *testing.T, script []byte, args ...string) result {
 
 func (h *host) run(t *testing.T, stdin io.Reader, args ...string) (r result) {
 	t.Helper()
-	cmd := exec.Command(find(t, h.shell[0]), append(h.shell[1:len(h.shell):len(h.shell)], args...)...)
+	cmd := h.command(t, args...)
 	var stdout, stderr strings.Builder
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, &stdout, &stderr
-	cmd.Env, cmd.Dir = h.env, h.dir
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -159,6 +160,17 @@ func (h *host) run(t *testing.T, stdin io.Reader, args ...string) (r result) {
 		t.Fatal(err)
 	}
 	return result{stdout.String(), stderr.String(), cmd.ProcessState.ExitCode(), string(record)}
+}
+
+// command is the host's shell. It has a minute.
+func (h *host) command(t *testing.T, args ...string) *exec.Cmd {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	t.Cleanup(cancel)
+	args = append(h.shell[1:len(h.shell):len(h.shell)], args...)
+	cmd := exec.CommandContext(ctx, find(t, h.shell[0]), args...)
+	cmd.Env, cmd.Dir = h.env, h.dir
+	return cmd
 }
 
 // tree lists everything on the host with its content.
@@ -367,7 +379,7 @@ func TestRefusals(t *testing.T) {
 			c.answers(agentPath, func(body []byte) []byte { return nil })
 		}},
 		{name: "an endless program", want: "is not the kokoa-agent that the control plane signed", set: func(_ *testing.T, c *control, _ *host) { c.endless(agentPath) }},
-		{name: "an older version", want: "kokoa-agent v1.10.0 is installed, and 1.2.3 is older", set: func(t *testing.T, _ *control, h *host) { h.installed(t, "v1.10.0") }},
+		{name: "an older version", want: "kokoa-agent v1.10.0 is installed, and 1.2.3 is older", set: func(t *testing.T, _ *control, h *host) { h.installed(t, "prefix/usr/local", "v1.10.0") }},
 		{name: "nobody there", want: "gave no list of downloads", set: func(_ *testing.T, c *control, _ *host) { c.Close() }},
 		{name: "no openssl", want: "this needs openssl", set: func(t *testing.T, _ *control, h *host) { h.remove(t, "openssl") }},
 		{name: "no awk", want: "this needs awk", set: func(t *testing.T, _ *control, h *host) { h.remove(t, "awk") }},
@@ -479,11 +491,11 @@ func TestDowngrade(t *testing.T) {
 		t.Run(test.installed+" to "+test.offered, func(t *testing.T) {
 			for _, s := range []system{systems[0], systems[len(systems)-1]} {
 				h := newHost(t, s, "Linux aarch64")
-				h.installed(t, test.installed)
+				h.installed(t, "home/.local", test.installed)
 				c.signs(t, c.key, func(list string) string {
 					return strings.Replace(list, "version 1.2.3", "version "+test.offered, 1)
 				})
-				r := h.pipe(t, c.script)
+				r := h.run(t, bytes.NewReader(c.script), "-s", "--", "--name", "rpi")
 				if refused := r.code != 0 && strings.Contains(r.stderr, "is older"); refused != test.refused || refused != (r.record == "") {
 					t.Errorf("%s: refused %v, want %v; exit code %d, said\n%s", s.name, refused, test.refused, r.code, r.stderr)
 				}

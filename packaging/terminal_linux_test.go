@@ -5,11 +5,12 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -48,7 +49,7 @@ func TestToken(t *testing.T) {
 			t.Run("interrupted", func(t *testing.T) {
 				h := newHost(t, s, "Linux aarch64")
 				before := h.tree(t)
-				screen, r := h.terminal(t, c.script, "Join token", "kokoa_ty\x03")
+				screen, r := h.terminal(t, c.script, "Join token", "kokoa_ty"+interrupt)
 				if after := h.tree(t); r.code == 0 || after != before {
 					t.Errorf("exit code %d, on the screen %q, before:\n%s\nafter:\n%s", r.code, screen, before, after)
 				}
@@ -86,19 +87,20 @@ func (h *host) terminal(t *testing.T, script []byte, question, answer string, ar
 	}
 	defer tty.Close()
 
-	cmd := exec.Command(find(t, h.shell[0]), append(append(h.shell[1:len(h.shell):len(h.shell)], "-s", "--"), args...)...)
+	cmd := h.command(t, append([]string{"-s", "--"}, args...)...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(script), tty, tty
-	cmd.Env, cmd.Dir = h.env, h.dir
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true, Ctty: 1}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	const end = "the screen ends here"
-	ended := make(chan error, 1)
+	var typist sync.WaitGroup
+	defer typist.Wait()
+	ended := make(chan struct{})
 	go func() {
-		err := cmd.Wait()
+		cmd.Wait()
+		close(ended)
 		fmt.Fprint(tty, end)
-		ended <- err
 	}()
 	var seen strings.Builder
 	asked := question == ""
@@ -113,12 +115,9 @@ func (h *host) terminal(t *testing.T, script []byte, question, answer string, ar
 			if shows(t, tty) {
 				t.Error("the token would show")
 			}
-			if _, err := io.WriteString(keyboard, answer); err != nil {
-				t.Fatal(err)
-			}
+			typist.Go(func() { typing(keyboard, answer, ended) })
 		}
 	}
-	<-ended
 	if !shows(t, tty) {
 		t.Error("the terminal does not show any more what is typed")
 	}
@@ -127,6 +126,22 @@ func (h *host) terminal(t *testing.T, script []byte, question, answer string, ar
 		t.Fatal(err)
 	}
 	return strings.TrimSuffix(seen.String(), end), result{code: cmd.ProcessState.ExitCode(), record: string(record)}
+}
+
+const interrupt = "\x03"
+
+// typing types an answer. An interrupt is typed until it is heard: a shell does not hear
+// one between its last look and its reading.
+func typing(keyboard io.Writer, answer string, ended <-chan struct{}) {
+	io.WriteString(keyboard, answer)
+	for strings.HasSuffix(answer, interrupt) {
+		select {
+		case <-ended:
+			return
+		case <-time.After(50 * time.Millisecond):
+			io.WriteString(keyboard, interrupt)
+		}
+	}
 }
 
 // shows reports whether a terminal shows what is typed.
