@@ -16,8 +16,14 @@ import (
 	"syscall"
 )
 
+// release is set by packaging/release.sh: go build -ldflags "-X <package>.release=v1.2.3".
+var release string
+
 // Version is the version of Kokoa in this binary, as its build recorded it.
 func Version() string {
+	if release != "" {
+		return release
+	}
 	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
 		return info.Main.Version
 	}
