@@ -115,6 +115,8 @@ type lab struct {
 	control *node
 	// statusAddr is where the control plane tells how it stands.
 	statusAddr string
+	// joinAddr is where it answers hosts that join; "" is nowhere.
+	joinAddr string
 	issuer     *certstest.Issuer
 	// issuing is how the issuer behaves, challenge what it asks; "" is dns-01.
 	issuing   certstest.Options
@@ -271,7 +273,7 @@ fleet: {
 // serve is the arguments of a control plane that keeps its state in a folder.
 func (l *lab) serve(state string) []string {
 	return []string{"serve", "--repo", l.repo, "--secret-file", filepath.Join(l.dir, "secret"),
-		"--state", filepath.Join(l.dir, state), "--listen", l.statusAddr, "--interval", "1s", "--grace", "5s"}
+		"--state", filepath.Join(l.dir, state), "--listen", l.statusAddr, "--join-listen", l.joinAddr, "--interval", "1s", "--grace", "5s"}
 }
 
 func (l *lab) write(name, text string) {
