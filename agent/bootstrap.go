@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -72,6 +73,23 @@ func WriteBootstrap(path string, b Bootstrap) error {
 	}
 	if err != nil {
 		return fmt.Errorf("write bootstrap: %w", err)
+	}
+	return nil
+}
+
+// RemoveData removes what an agent keeps in its data folder, and nothing else that is
+// there. No agent may be running with it.
+func RemoveData(dir string) error {
+	var errs []error
+	for _, name := range []string{storedName, keyringName, socketName} {
+		path := filepath.Join(dir, name)
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
+		errs = append(errs, atomicfile.Sweep(path))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("remove data: %w", err)
 	}
 	return nil
 }
