@@ -272,6 +272,142 @@ func TestEndHalfway(t *testing.T) {
 	}
 }
 
+// What others do between any look and what follows from it costs nothing of theirs,
+// and in the end the proposal stands on the base branch's head.
+func TestRaces(t *testing.T) {
+	const (
+		write   = "POST /contents"
+		push    = "POST .git/git-receive-pack"
+		request = "POST /pulls"
+	)
+	commit := func(branch, path, content string) func(*testing.T, *repo) {
+		return func(t *testing.T, r *repo) {
+			r.person.Commit(t, branch, "Meanwhile", forge.File{Path: path, Content: []byte(content)})
+		}
+	}
+	branch := proposal("").Branch
+	for _, c := range []struct {
+		name, before string
+		// again is whether the proposal was there, and the base branch moved since.
+		again bool
+		do    func(*testing.T, *repo)
+	}{
+		{"the base branch moves", write, false, commit(base, "moved.cue", "on")},
+		{"the base branch gets the file", write, false, commit(base, "origins/rpi-home.cue", "theirs")},
+		{"the branch is made", write, false, commit(branch, "half.cue", "half")},
+		{"another process proposes", write, false, func(t *testing.T, r *repo) { propose(t, r.open(t, r.token), proposal("second")) }},
+		{"another process asks", request, false, func(t *testing.T, r *repo) { propose(t, r.open(t, r.token), proposal("second")) }},
+		{"the branch goes", request, false, func(t *testing.T, r *repo) {
+			r.person.Delete(t, forge.Pull{Branch: branch})
+		}},
+		{"the base branch moves again", write, true, commit(base, "moved.cue", "further")},
+		{"others push", push, true, commit(branch, "more.cue", "theirs")},
+		{"the base branch moves later", push, true, commit(base, "moved.cue", "further")},
+		{"another process moves it", push, true, func(t *testing.T, r *repo) { propose(t, r.open(t, r.token), proposal("second")) }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			r := newRepo(t)
+			if c.again {
+				propose(t, r.open(t, r.token), proposal("first"))
+				r.person.Commit(t, base, "Move on", forge.File{Path: "moved.cue", Content: []byte("on")})
+			}
+			done := false
+			f := r.openHTTP(t, r.token, func(req *http.Request) (*http.Response, error) {
+				_, at, _ := strings.Cut(req.URL.Path, "/"+r.name)
+				if !done && req.Method+" "+at == c.before {
+					done = true
+					c.do(t, r)
+				}
+				return http.DefaultTransport.RoundTrip(req)
+			})
+			p := propose(t, f, proposal("second"))
+			if !done {
+				t.Fatalf("there was no %s", c.before)
+			}
+			if again := propose(t, f, proposal("second")); again.Number != p.Number {
+				t.Errorf("proposed as %+v, and again as %+v", p, again)
+			}
+			head, _ := r.person.Read(t, base)
+			got, _ := r.person.Read(t, branch)
+			want := maps.Clone(head.Files)
+			want["origins/rpi-home.cue"] = "second"
+			if !slices.Equal(got.Parents, []string{head.Hash}) || !maps.Equal(got.Files, want) {
+				t.Errorf("the branch is %+v on %s", got, head.Hash)
+			}
+			if open := r.requests(t); len(open) != 1 || open[0].Number != p.Number {
+				t.Errorf("people see %+v", open)
+			}
+			if got := r.person.Branches(t); !slices.Equal(got, []string{branch, base}) {
+				t.Errorf("branches: %q", got)
+			}
+		})
+	}
+}
+
+// What is merged is what was looked at, to the last moment.
+func TestMergeRaces(t *testing.T) {
+	branch := proposal("").Branch
+	for name, do := range map[string]func(*testing.T, *repo){
+		"others push": func(t *testing.T, r *repo) {
+			r.person.Commit(t, branch, "Slip in", forge.File{Path: "origins/evil.cue", Content: []byte("evil")})
+		},
+		"the base branch gets the file": func(t *testing.T, r *repo) {
+			r.person.Commit(t, base, "Meanwhile", forge.File{Path: "origins/rpi-home.cue", Content: []byte("theirs")})
+		},
+		"it is closed": func(t *testing.T, r *repo) {
+			for _, p := range r.requests(t) {
+				r.edit(t, forge.Pull{Number: p.Number}, map[string]string{"state": "closed"})
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRepo(t)
+			p := propose(t, r.open(t, r.token), proposal("first"))
+			done := false
+			f := r.openHTTP(t, r.token, func(req *http.Request) (*http.Response, error) {
+				if !done && req.Method == http.MethodPost {
+					done = true
+					do(t, r)
+				}
+				return http.DefaultTransport.RoundTrip(req)
+			})
+			if err := f.Merge(t.Context(), p); !errors.Is(err, forge.ErrConflict) {
+				t.Errorf("merged: %v", err)
+			}
+			if got, _ := r.person.Read(t, base); !done || got.Files["origins/evil.cue"] != "" || got.Files["origins/rpi-home.cue"] == "first" {
+				t.Errorf("the base branch has %q", got.Files)
+			}
+		})
+	}
+}
+
+// Files that were read at a commit that is no longer the head undo nobody's work.
+func TestBase(t *testing.T) {
+	r := newRepo(t)
+	f := r.open(t, r.token)
+	p := proposal("first")
+	head, _ := r.person.Read(t, base)
+	p.Base = head.Hash
+	first := propose(t, f, p)
+	r.person.Commit(t, base, "Meanwhile", forge.File{Path: "origins/rpi-home.cue", Content: []byte("theirs")})
+	if _, err := f.Propose(t.Context(), p); !errors.Is(err, forge.ErrConflict) {
+		t.Errorf("proposed what was read before: %v", err)
+	}
+	if got, _ := r.person.Read(t, p.Branch); got.Hash != first.Head {
+		t.Errorf("the branch moved to %+v", got)
+	}
+}
+
+// A rule for all branches forbids to propose.
+func TestProtectedBranches(t *testing.T) {
+	r := newRepo(t)
+	f := r.open(t, r.token)
+	r.ask(t, admin, http.MethodPost, r.path+"/branch_protections", map[string]any{"rule_name": "kokoa/**", "enable_push": false}, nil, http.StatusCreated)
+	if _, err := f.Propose(t.Context(), proposal("first")); !errors.Is(err, forge.ErrProtected) {
+		t.Errorf("proposed: %v", err)
+	}
+}
+
 // A branch of the same name in somebody's fork is not ours.
 func TestFork(t *testing.T) {
 	r := newRepo(t)

@@ -115,7 +115,7 @@ func (f *Forge) leaves(ctx context.Context, c commit, p forge.Proposal) (bool, e
 	}
 	for _, file := range p.Files {
 		got, err := f.blob(ctx, c.SHA, file.Path)
-		if err != nil || got != name(file.Content) {
+		if err != nil || got != blobName(file.Content) {
 			return false, err
 		}
 	}
@@ -142,7 +142,7 @@ func (f *Forge) write(ctx context.Context, p forge.Proposal, base, old string) (
 		}
 		c := change{Path: file.Path, SHA: was, Content: base64.StdEncoding.EncodeToString(file.Content)}
 		switch {
-		case was == name(file.Content):
+		case was == blobName(file.Content):
 			continue
 		case was == "":
 			c.Operation = "create"
@@ -182,10 +182,15 @@ func (f *Forge) write(ctx context.Context, p forge.Proposal, base, old string) (
 		"branch": f.base, "new_branch": target, "message": text(p), "files": changes,
 	}, &made, http.StatusCreated)
 	switch {
-	case is(err, http.StatusUnprocessableEntity, http.StatusConflict, http.StatusNotFound, http.StatusInternalServerError):
-		// The branch is there by now, or the base branch has moved; two at once can
-		// be a server's error.
+	case is(err, http.StatusInternalServerError):
+		// So it is when rules protect the branch, and when two make it at once. A push
+		// of what is there tells.
+		if why := f.push(ctx, move{target, "", base}); errors.Is(why, forge.ErrProtected) {
+			return "", why
+		}
 		return "", moved(err)
+	case is(err, http.StatusUnprocessableEntity, http.StatusConflict, http.StatusNotFound):
+		return "", moved(err) // the branch is there by now, or the base branch has moved
 	case err != nil:
 		return "", err
 	case len(made.Commit.SHA) != 2*sha1.Size:
@@ -202,8 +207,8 @@ func (f *Forge) write(ctx context.Context, p forge.Proposal, base, old string) (
 	return made.Commit.SHA, nil
 }
 
-// name is what Git calls a file's content; "" for a file that is not there.
-func name(content []byte) string {
+// blobName is what Git calls a file's content; "" for a file that is not there.
+func blobName(content []byte) string {
 	if content == nil {
 		return ""
 	}

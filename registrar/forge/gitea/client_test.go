@@ -5,9 +5,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -90,6 +92,41 @@ func TestTrouble(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// The server may let two processes open a pull request each, in the same moment. Then
+// the newer stays, and what belongs to others does.
+func TestTwoRequests(t *testing.T) {
+	list := `[
+		{"number": 6, "state": "open", "base": {"ref": "main", "repo_id": 1}, "head": {"label": "kokoa/a", "repo_id": 1}},
+		{"number": 7, "state": "open", "base": {"ref": "main", "repo_id": 1}, "head": {"label": "kokoa/a", "repo_id": 1}},
+		{"number": 5, "state": "open", "base": {"ref": "main", "repo_id": 1}, "head": {"label": "kokoa/a", "repo_id": 2}},
+		{"number": 4, "state": "open", "base": {"ref": "main", "repo_id": 1}, "head": {"label": "kokoa/b", "repo_id": 1}},
+		{"number": 3, "state": "open", "base": {"ref": "next", "repo_id": 1}, "head": {"label": "kokoa/a", "repo_id": 1}}
+	]`
+	var closed []string
+	f := open(t, func(w http.ResponseWriter, r *http.Request) {
+		switch {
+		case r.Method == http.MethodPost:
+			w.WriteHeader(http.StatusCreated)
+			fmt.Fprint(w, `{"number": 7, "state": "open"}`)
+		case r.Method == http.MethodPatch:
+			body, _ := io.ReadAll(r.Body)
+			closed = append(closed, r.URL.Path+" "+string(body))
+			w.WriteHeader(http.StatusCreated)
+		case r.URL.Query().Get("page") == "1":
+			fmt.Fprint(w, list)
+		default:
+			fmt.Fprint(w, "[]")
+		}
+	})
+	made, err := f.request(t.Context(), forge.Proposal{Branch: "kokoa/a", Title: "A"})
+	if err != nil || made.Number != 7 {
+		t.Errorf("opened %+v, %v", made, err)
+	}
+	if want := []string{`/api/v1/repos/mika/fleet/pulls/6 {"state":"closed"}`}; !slices.Equal(closed, want) {
+		t.Errorf("closed %q, want %q", closed, want)
 	}
 }
 

@@ -1,6 +1,7 @@
 package gitea
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -107,7 +108,7 @@ func (f *Forge) list(ctx context.Context, state, branch string, after int) ([]pu
 	var found []pull
 	for page := 1; ; page++ {
 		var some []pull
-		path := fmt.Sprintf("/pulls?state=%s&sort=newest&limit=50&page=%d", state, page)
+		path := fmt.Sprintf("/pulls?state=%s&limit=50&page=%d", state, page)
 		if err := f.call(ctx, http.MethodGet, path, nil, &some, http.StatusOK); err != nil {
 			return nil, err
 		}
@@ -117,6 +118,8 @@ func (f *Forge) list(ctx context.Context, state, branch string, after int) ([]pu
 			}
 		}
 		if len(some) == 0 || slices.ContainsFunc(some, func(p pull) bool { return p.Number <= after }) {
+			// The server sorts by the second.
+			slices.SortFunc(found, func(a, b pull) int { return cmp.Compare(b.Number, a.Number) })
 			return found, nil
 		}
 	}

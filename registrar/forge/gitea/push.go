@@ -46,7 +46,7 @@ func ask(moves []move) []byte {
 	var b bytes.Buffer
 	removed := true
 	for i, m := range moves {
-		line := or(m.from) + " " + or(m.to) + " refs/heads/" + m.branch
+		line := object(m.from) + " " + object(m.to) + " refs/heads/" + m.branch
 		if i == 0 {
 			line += "\x00 report-status atomic agent=kokoa"
 		}
@@ -63,7 +63,8 @@ func ask(moves []move) []byte {
 	return b.Bytes()
 }
 
-func or(sha string) string {
+// object is a commit in a request.
+func object(sha string) string {
 	if sha == "" {
 		return zero
 	}
