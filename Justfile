@@ -22,6 +22,14 @@ fuzz time="10s":
 demo *args:
     go run ./cmd/kokoa demo {{args}}
 
+# Builds a release into dist/, signed with the key in the file $RELEASE_KEY.
+release *version:
+    packaging/release.sh {{version}}
+
+# Builds container images of the three programs, or of some, with Docker.
+image *programs:
+    packaging/image.sh {{programs}}
+
 # Formats the code.
 fmt:
     gofmt -w .
@@ -30,5 +38,6 @@ fmt:
 lint:
     go vet ./...
     go run honnef.co/go/tools/cmd/staticcheck@v0.8.2 ./...
+    shellcheck .ci/run scripts/* packaging/*.sh
 
 export GOTOOLCHAIN := "auto"
