@@ -38,6 +38,6 @@ fmt:
 lint:
     go vet ./...
     go run honnef.co/go/tools/cmd/staticcheck@v0.8.2 ./...
-    shellcheck .ci/run scripts/* packaging/*.sh
+    shellcheck --severity=warning .ci/run scripts/* packaging/*.sh
 
 export GOTOOLCHAIN := "auto"
