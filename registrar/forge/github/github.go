@@ -175,6 +175,7 @@ type Forge struct {
 type opening struct {
 	number int
 	at     time.Time
+	over   bool // this Forge merged or closed it
 }
 
 const (
@@ -256,7 +257,7 @@ func (f *Forge) newest(ctx context.Context, branch, state string) (*gh.PullReque
 	f.mu.Lock()
 	last, ok := f.opened[branch]
 	f.mu.Unlock()
-	if !ok || time.Since(last.at) > lately || found.GetNumber() >= last.number {
+	if !ok || time.Since(last.at) > lately || found.GetNumber() >= last.number || last.over && state == "open" {
 		return found, nil
 	}
 	pull, err := f.get(ctx, last.number)
@@ -317,7 +318,17 @@ func (f *Forge) remember(branch string, number int) {
 			delete(f.opened, branch)
 		}
 	}
-	f.opened[branch] = opening{number, time.Now()}
+	f.opened[branch] = opening{number: number, at: time.Now()}
+}
+
+// over notes that a pull request is no longer open.
+func (f *Forge) over(p forge.Pull) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if o, ok := f.opened[p.Branch]; ok && o.number == p.Number {
+		o.over = true
+		f.opened[p.Branch] = o
+	}
 }
 
 func pullOf(pull *gh.PullRequest) forge.Pull {
@@ -354,4 +365,3 @@ func gone(err error) bool {
 	var answer *gh.ErrorResponse
 	return errors.As(err, &answer) && answer.Response.StatusCode == http.StatusNotFound
 }
-

@@ -33,10 +33,7 @@ func (f *Forge) merge(ctx context.Context, p forge.Pull) error {
 	case now.State == forge.Closed:
 		return conflict("it was closed")
 	}
-	if err := f.mergeOpen(ctx, p); err != nil {
-		return err
-	}
-	return f.deleteBranch(ctx, p.Branch)
+	return f.mergeOpen(ctx, p)
 }
 
 func (f *Forge) mergeOpen(ctx context.Context, p forge.Pull) error {
@@ -44,7 +41,8 @@ func (f *Forge) mergeOpen(ctx context.Context, p forge.Pull) error {
 		_, _, err := f.client.PullRequests.Merge(ctx, f.owner, f.repo, p.Number, "",
 			&gh.PullRequestOptions{SHA: p.Head, MergeMethod: methods[f.method]})
 		if err == nil {
-			return nil
+			f.over(p)
+			return f.deleteBranch(ctx, p.Branch)
 		}
 		switch status(err) {
 		case http.StatusConflict:
@@ -58,7 +56,10 @@ func (f *Forge) mergeOpen(ctx context.Context, p forge.Pull) error {
 			continue
 		}
 		merged, reason := f.refused(ctx, p, err)
-		if merged || reason != nil && !errors.Is(reason, errUnsettled) {
+		if merged {
+			return f.sweep(ctx, p)
+		}
+		if !errors.Is(reason, errUnsettled) {
 			return reason
 		}
 		again, err := f.pause(ctx, try)
@@ -83,9 +84,9 @@ func refusesMethod(err error) bool {
 // errUnsettled: GitHub has not made up its mind; ask again.
 var errUnsettled = errors.New("GitHub does not say yet whether it can be merged")
 
-// refused says why GitHub answered a merge with 405, which it does for everything
+// refused is why GitHub answered a merge with 405, which it does for everything
 // from a conflict to a missing review. The words are for people and change, so the
-// pull request's own state decides.
+// pull request's own state decides. Merged is true when somebody else was faster.
 func (f *Forge) refused(ctx context.Context, p forge.Pull, answer error) (merged bool, reason error) {
 	text := said(answer)
 	if strings.Contains(text, "Base branch was modified") {
@@ -132,6 +133,7 @@ func (f *Forge) close(ctx context.Context, p forge.Pull, why string) error {
 	if _, _, err := f.client.PullRequests.Edit(ctx, f.owner, f.repo, p.Number, &gh.PullRequest{State: gh.String("closed")}); err != nil {
 		return trouble("close", err)
 	}
+	f.over(p)
 	return f.deleteBranch(ctx, p.Branch)
 }
 

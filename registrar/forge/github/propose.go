@@ -45,6 +45,9 @@ func (f *Forge) open(ctx context.Context, p forge.Proposal) (pull forge.Pull, do
 	if err != nil {
 		return forge.Pull{}, false, err
 	}
+	if err := f.current(p, base); err != nil {
+		return forge.Pull{}, false, err
+	}
 	tree, err := f.tree(ctx, base.tree, p.Files)
 	if err != nil {
 		return forge.Pull{}, false, err
@@ -122,6 +125,9 @@ func (f *Forge) update(ctx context.Context, p forge.Proposal, open *gh.PullReque
 	if !there { // deleting the branch has closed it, and the list lags behind
 		return f.open(ctx, p)
 	}
+	if err := f.current(p, tip.base); err != nil {
+		return forge.Pull{}, false, err
+	}
 	head := tip.head
 	if !tip.says(p) {
 		tree, err := f.tree(ctx, tip.base.tree, p.Files)
@@ -156,6 +162,15 @@ func (f *Forge) reword(ctx context.Context, p forge.Proposal, open *gh.PullReque
 
 // snapshot is a commit and its tree.
 type snapshot struct{ commit, tree string }
+
+// current is a conflict when the proposal was made for another commit than the base
+// branch's head.
+func (f *Forge) current(p forge.Proposal, base snapshot) error {
+	if p.Base != "" && p.Base != base.commit {
+		return conflict("%s is at %.12s and not at %.12s", f.base, base.commit, p.Base)
+	}
+	return nil
+}
 
 func (f *Forge) baseHead(ctx context.Context) (snapshot, error) {
 	// The client's own call for this bypasses its rate limits and its errors.

@@ -96,6 +96,9 @@ type planned struct {
 // limit is GitHub's budget of requests in an hour, for a user.
 const limit = 5000
 
+// appKey is one for all servers of a program, since it takes long to make.
+var appKey = sync.OnceValues(func() (*rsa.PrivateKey, error) { return rsa.GenerateKey(rand.Reader, 2048) })
+
 // New starts a server that ends with the test.
 func New(t *testing.T) *Server {
 	t.Helper()
@@ -114,7 +117,7 @@ func New(t *testing.T) *Server {
 			t.Fatal(err)
 		}
 	}
-	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	key, err := appKey()
 	if err != nil {
 		t.Fatal(err)
 	}
