@@ -24,8 +24,9 @@ const maxAnswer = 32 << 20
 type client struct {
 	// server is its address without a slash at the end; repo is "/owner/name".
 	server, repo string
-	sign         func(*http.Request)
-	http         *http.Client
+	// token is a function, so that no printing of a Forge shows it.
+	token func() string
+	http  *http.Client
 }
 
 // repository is what is read of the repo.
@@ -68,6 +69,7 @@ func (c *client) call(ctx context.Context, method, path string, in, out any, wan
 	if err != nil {
 		return err
 	}
+	req.Header.Set("Authorization", "token "+c.token())
 	req.Header.Set("Accept", "application/json")
 	if in != nil {
 		req.Header.Set("Content-Type", "application/json")
@@ -84,7 +86,6 @@ func (c *client) call(ctx context.Context, method, path string, in, out any, wan
 
 // do asks, and returns the body of an answer with a wanted status.
 func (c *client) do(req *http.Request, want ...int) ([]byte, error) {
-	c.sign(req)
 	req.Header.Set("User-Agent", "kokoa")
 	answer, err := c.http.Do(req)
 	if err != nil {

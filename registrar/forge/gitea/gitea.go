@@ -5,16 +5,16 @@
 // text of a refused merge, which is all that tells rules from conflicts.
 //
 // A proposal's commit is made by the server, in one call for all files. A branch that
-// is there already cannot be moved by that call, nor by any other of Gitea 1.25 or of
-// Forgejo; and to delete and make it anew would close its pull request. So the commit
-// is made on a branch beside it, named like it and ".next", and one Git push without
-// objects, which the server has already, moves the one and removes the other: both or
-// neither, and only from the commits that were seen. That push is the only thing that
-// needs Git over HTTP.
+// is there already cannot be moved by that call, nor by any other before Gitea 1.26;
+// and to delete and make it anew would close its pull request. So the commit is made
+// on a branch beside it, named like it and ".next", and one Git push without objects,
+// which the server has already, moves the one and removes the other: both or neither,
+// and only from the commits that were seen. That push is the only thing that needs Git
+// over HTTP, and it keeps a Git library out of this package.
 //
-// The same calls and texts are Forgejo's, as far as they are used here. Forgejo's
-// answer to a merge that its rules forbid is worded differently; whatever is not known
-// to be a conflict counts as a rule.
+// Forgejo has the same calls. It words its answer to a merge that its rules forbid
+// differently; whatever is not known to be a conflict counts as a rule. The tests in
+// e2e/gitea build a Gitea to run against, and take another server's program if told.
 package gitea
 
 import (
@@ -103,10 +103,8 @@ func Open(c Config) (*Forge, error) {
 		client: client{
 			server: strings.TrimRight(at.String(), "/"),
 			repo:   "/" + url.PathEscape(c.Owner) + "/" + url.PathEscape(c.Repo),
-			// Basic is what both the API and Git over HTTP take. The token is in a
-			// function, so that no printing of a Forge shows it.
-			sign: func(r *http.Request) { r.SetBasicAuth("token", token) },
-			http: &asks,
+			token:  func() string { return token },
+			http:   &asks,
 		},
 		base:     c.Branch,
 		log:      c.Log,

@@ -28,6 +28,7 @@ func (f *Forge) push(ctx context.Context, moves ...move) error {
 	if err != nil {
 		return err
 	}
+	req.SetBasicAuth("token", f.token()) // the name does not matter
 	req.Header.Set("Content-Type", "application/x-git-receive-pack-request")
 	req.Header.Set("Accept", "application/x-git-receive-pack-result")
 	raw, err := f.do(req, http.StatusOK)
