@@ -17,6 +17,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"path"
 	"strings"
 	"time"
@@ -80,7 +81,7 @@ func (f *Forge) Propose(ctx context.Context, p forge.Proposal) (forge.Pull, erro
 	if err != nil {
 		return forge.Pull{}, fmt.Errorf("propose: %w", err)
 	}
-	head, err := f.settle(ctx, func() (plumbing.Hash, error) { return f.propose(ctx, branch, p) })
+	head, err := settle(ctx, func() (plumbing.Hash, error) { return f.propose(ctx, branch, p) })
 	if err != nil {
 		return forge.Pull{}, fmt.Errorf("propose %s: %w", p.Branch, err)
 	}
@@ -120,7 +121,7 @@ func (f *Forge) Find(ctx context.Context, branch string) (forge.Pull, error) {
 	if err != nil {
 		return forge.Pull{}, fmt.Errorf("find: %w", err)
 	}
-	p, err := f.find(ctx, name)
+	p, err := settle(ctx, func() (forge.Pull, error) { return f.find(ctx, name) })
 	if err != nil {
 		return forge.Pull{}, fmt.Errorf("find %s: %w", branch, err)
 	}
@@ -183,7 +184,7 @@ func (f *Forge) Merge(ctx context.Context, p forge.Pull) error {
 	if err != nil {
 		return fmt.Errorf("merge: %w", err)
 	}
-	head, err := f.settle(ctx, func() (plumbing.Hash, error) { return f.merge(ctx, branch, p.Head) })
+	head, err := settle(ctx, func() (plumbing.Hash, error) { return f.merge(ctx, branch, p.Head) })
 	if err != nil {
 		return fmt.Errorf("merge %s: %w", p.Branch, err)
 	}
@@ -252,7 +253,7 @@ func (f *Forge) Close(ctx context.Context, p forge.Pull, why string) error {
 	if err != nil {
 		return fmt.Errorf("close: %w", err)
 	}
-	_, err = f.settle(ctx, func() (plumbing.Hash, error) {
+	_, err = settle(ctx, func() (plumbing.Hash, error) {
 		head, err := f.refs.read(branch)
 		if err != nil || head.IsZero() {
 			return plumbing.ZeroHash, err
@@ -268,15 +269,21 @@ func (f *Forge) Close(ctx context.Context, p forge.Pull, why string) error {
 	return nil
 }
 
-// settle repeats a step while others move the same refs.
-func (f *Forge) settle(ctx context.Context, step func() (plumbing.Hash, error)) (plumbing.Hash, error) {
-	for {
+// settle repeats a step while others move the same refs. A step may also miss an
+// object, or a folder for one, that Git moves at this moment to pack it.
+func settle[T any](ctx context.Context, step func() (T, error)) (result T, err error) {
+	for missed := 0; ; {
 		if err := ctx.Err(); err != nil {
-			return plumbing.ZeroHash, err
+			return result, err
 		}
-		// Every time it fails, somebody else has got ahead.
-		if head, err := step(); !errors.Is(err, errMoved) {
-			return head, err
+		result, err = step()
+		switch {
+		case errors.Is(err, errMoved):
+			// Somebody else has got ahead; it cannot be for ever.
+		case missed < 5 && (errors.Is(err, plumbing.ErrObjectNotFound) || errors.Is(err, fs.ErrNotExist)):
+			missed++
+		default:
+			return result, err
 		}
 	}
 }

@@ -252,6 +252,7 @@ func (o *objects) add(v interface {
 // flush writes what was added and is not there yet. It is on disk then: a ref that
 // names it may follow.
 func (o *objects) flush() error {
+	folders := map[string]bool{}
 	for _, v := range o.fresh {
 		if o.store.HasEncodedObject(v.Hash()) == nil {
 			continue
@@ -261,13 +262,17 @@ func (o *objects) flush() error {
 		}
 		name := v.Hash().String()
 		folder := filepath.Join(o.dir, "objects", name[:2])
-		for _, path := range []string{filepath.Join(folder, name[2:]), folder, filepath.Dir(folder)} {
-			if err := syncDisk(path); err != nil {
-				return fmt.Errorf("write object %s: %w", name, err)
-			}
+		if err := syncDisk(filepath.Join(folder, name[2:])); err != nil {
+			return fmt.Errorf("write object %s: %w", name, err)
 		}
+		folders[folder], folders[filepath.Dir(folder)] = true, true
 	}
 	o.fresh = nil
+	for folder := range folders {
+		if err := syncDisk(folder); err != nil {
+			return fmt.Errorf("write objects: %w", err)
+		}
+	}
 	return nil
 }
 

@@ -201,14 +201,14 @@ func acquire(ctx context.Context, path string) (*lock, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, lockTimeout, fmt.Errorf("%s.lock is there: another program is at it, or was killed, and then somebody must remove that file", path))
 	defer cancel()
 	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
-		if err := os.MkdirAll(filepath.Dir(path), 0o777); err != nil {
-			return nil, err
-		}
-		file, err := os.OpenFile(path+".lock", os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o666)
+		err := os.MkdirAll(filepath.Dir(path), 0o777)
 		if err == nil {
-			return &lock{path, file}, nil
+			var file *os.File
+			if file, err = os.OpenFile(path+".lock", os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o666); err == nil {
+				return &lock{path, file}, nil
+			}
 		}
-		// The folder may just have been removed, since it was empty.
+		// A folder may just have been removed, since it was empty.
 		if !errors.Is(err, fs.ErrExist) && !errors.Is(err, fs.ErrNotExist) {
 			return nil, err
 		}

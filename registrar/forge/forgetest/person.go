@@ -1,12 +1,17 @@
 package forgetest
 
 import (
+	"archive/tar"
 	"bytes"
+	"errors"
+	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/kokoa-proxy/kokoa/registrar/forge"
 )
@@ -34,60 +39,66 @@ type Person struct {
 // Commit pushes one commit to a branch. See Place.
 func (p Person) Commit(t *testing.T, branch, message string, files ...forge.File) string {
 	t.Helper()
-	dir := p.clone(t)
-	switch {
-	case p.has(t, dir, branch):
-		git(t, dir, nil, "checkout", "--quiet", branch)
-	case p.has(t, dir, p.Base):
-		git(t, dir, nil, "checkout", "--quiet", "-b", branch, "origin/"+p.Base)
-	default:
-		git(t, dir, nil, "checkout", "--quiet", "--orphan", branch)
+	dir := p.fetch(t)
+	var in bytes.Buffer
+	data := func(content []byte) { fmt.Fprintf(&in, "data %d\n%s\n", len(content), content) }
+	fmt.Fprintf(&in, "commit refs/heads/%s\ncommitter Mika <mika@example.com> %d +0000\n", branch, time.Now().Unix())
+	data([]byte(message))
+	for _, begin := range []string{branch, p.Base} {
+		if p.has(t, dir, begin) {
+			fmt.Fprintf(&in, "from refs/heads/%s^0\n", begin)
+			break
+		}
 	}
 	for _, f := range files {
-		path := filepath.Join(dir, filepath.FromSlash(f.Path))
 		if f.Content == nil {
-			git(t, dir, nil, "rm", "--quiet", "--", f.Path)
+			fmt.Fprintf(&in, "D %s\n", f.Path)
 			continue
 		}
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(path, f.Content, 0o644); err != nil {
-			t.Fatal(err)
-		}
-		git(t, dir, nil, "add", "--", f.Path)
+		fmt.Fprintf(&in, "M 100644 inline %s\n", f.Path)
+		data(f.Content)
 	}
-	git(t, dir, []byte(message), "commit", "--quiet", "--cleanup=verbatim", "--file=-")
-	git(t, dir, nil, "push", "--quiet", "origin", "HEAD:refs/heads/"+branch)
-	return strings.TrimSpace(git(t, dir, nil, "rev-parse", "HEAD"))
+	git(t, dir, in.Bytes(), "fast-import", "--quiet")
+	git(t, dir, nil, "push", "--quiet", p.Remote, "refs/heads/"+branch)
+	return strings.TrimSpace(git(t, dir, nil, "rev-parse", "refs/heads/"+branch))
 }
 
 // Read reads a branch. See Place.
 func (p Person) Read(t *testing.T, branch string) (Commit, bool) {
 	t.Helper()
-	dir := p.clone(t)
+	dir := p.look(t)
 	if !p.has(t, dir, branch) {
 		return Commit{}, false
 	}
-	head := "origin/" + branch
-	names := strings.Fields(git(t, dir, nil, "rev-list", "--parents", "--max-count=1", head))
+	head := "refs/heads/" + branch
+	parts := strings.SplitN(git(t, dir, nil, "log", "--max-count=1", "--format=%H%x00%P%x00%B", head), "\x00", 3)
 	c := Commit{
-		Hash: names[0], Parents: names[1:], Files: map[string]string{},
-		Message: strings.TrimSpace(git(t, dir, nil, "log", "--max-count=1", "--format=%B", head)),
+		Hash: parts[0], Parents: strings.Fields(parts[1]), Files: map[string]string{},
+		Message: strings.TrimSpace(parts[2]),
 	}
-	for path := range strings.SplitSeq(git(t, dir, nil, "ls-tree", "-r", "-z", "--name-only", head), "\x00") {
-		if path != "" {
-			c.Files[path] = git(t, dir, nil, "cat-file", "blob", head+":"+path)
+	files := tar.NewReader(strings.NewReader(git(t, dir, nil, "archive", "--format=tar", head)))
+	for {
+		h, err := files.Next()
+		if errors.Is(err, io.EOF) {
+			return c, true
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		content, err := io.ReadAll(files)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if h.Typeflag == tar.TypeReg {
+			c.Files[h.Name] = string(content)
 		}
 	}
-	return c, true
 }
 
 // Descends looks through a branch's history. See Place.
 func (p Person) Descends(t *testing.T, branch, commit string) bool {
 	t.Helper()
-	dir := p.clone(t)
-	for line := range strings.Lines(git(t, dir, nil, "rev-list", "origin/"+branch)) {
+	for line := range strings.Lines(git(t, p.look(t), nil, "rev-list", "refs/heads/"+branch)) {
 		if strings.TrimSpace(line) == commit {
 			return true
 		}
@@ -99,8 +110,8 @@ func (p Person) Descends(t *testing.T, branch, commit string) bool {
 // leaves the branch, as people do without a forge. See Place.
 func (p Person) Merge(t *testing.T, pull forge.Pull) {
 	t.Helper()
-	dir := p.clone(t)
-	git(t, dir, nil, "checkout", "--quiet", p.Base)
+	dir := t.TempDir()
+	git(t, "", nil, "clone", "--quiet", "--branch="+p.Base, p.Remote, dir)
 	git(t, dir, nil, "merge", "--quiet", "--no-ff", "-m", "Merge "+pull.Branch, "origin/"+pull.Branch)
 	git(t, dir, nil, "push", "--quiet", "origin", "HEAD:refs/heads/"+p.Base)
 }
@@ -109,7 +120,7 @@ func (p Person) Merge(t *testing.T, pull forge.Pull) {
 // Place.Close.
 func (p Person) Delete(t *testing.T, pull forge.Pull) {
 	t.Helper()
-	git(t, p.clone(t), nil, "push", "--quiet", "origin", ":refs/heads/"+pull.Branch)
+	git(t, p.look(t), nil, "push", "--quiet", p.Remote, ":refs/heads/"+pull.Branch)
 }
 
 // Branches lists the names of all branches, sorted.
@@ -125,13 +136,24 @@ func (p Person) Branches(t *testing.T) []string {
 
 func (p Person) has(t *testing.T, dir, branch string) bool {
 	t.Helper()
-	return git(t, dir, nil, "for-each-ref", "refs/remotes/origin/"+branch) != ""
+	return git(t, dir, nil, "for-each-ref", "refs/heads/"+branch) != ""
 }
 
-func (p Person) clone(t *testing.T) string {
+// look is a repository to read branches from: where they are on this host, there.
+func (p Person) look(t *testing.T) string {
+	t.Helper()
+	if info, err := os.Stat(p.Remote); err == nil && info.IsDir() {
+		return p.Remote
+	}
+	return p.fetch(t)
+}
+
+// fetch is a repository of the person's own, with all branches as they are now.
+func (p Person) fetch(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
-	git(t, "", nil, "clone", "--quiet", "--no-checkout", p.Remote, dir)
+	git(t, "", nil, "init", "--quiet", "--bare", dir)
+	git(t, dir, nil, "fetch", "--quiet", p.Remote, "+refs/heads/*:refs/heads/*")
 	return dir
 }
 
