@@ -117,7 +117,7 @@ type lab struct {
 	statusAddr string
 	// joinAddr is where it answers hosts that join; "" is nowhere.
 	joinAddr string
-	issuer     *certstest.Issuer
+	issuer   *certstest.Issuer
 	// issuing is how the issuer behaves, challenge what it asks; "" is dns-01.
 	issuing   certstest.Options
 	challenge string

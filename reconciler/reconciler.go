@@ -48,7 +48,7 @@ type Reconciler struct {
 	// Rotations says, by origin, before which moment a key must have been made to be
 	// replaced; see api.AgentConfig.RotateBefore. It is called once per turn, and its
 	// map is not changed; nil leaves what was asked for as it is.
-	Rotations func() map[string]time.Time
+	Rotations func(*fleet.Fleet) map[string]time.Time
 	Log       *slog.Logger
 
 	// at keeps the last few fleets that were read, newest first.
@@ -325,7 +325,7 @@ func (r *Reconciler) observe(ctx context.Context, f *fleet.Fleet, earlier ...*fl
 		}
 	}
 	w.Down = down(live, w.Now, r.Grace)
-	w.Rotate = r.rotate(w.Observed)
+	w.Rotate = r.rotate(f, w.Observed)
 	w.Observed = append(w.Observed, inDNS.Objects...)
 	maps.Copy(w.Unseen, inDNS.Unseen)
 	markEnded(w.Observed, f, w.Now)

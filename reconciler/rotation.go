@@ -61,9 +61,9 @@ func Rotations(f *fleet.Fleet, w World) map[string]Rotation {
 
 // rotate is what agents are asked for. A run beside the fleet's own `kokoa serve`
 // leaves what that one asked for as the newest configs on edges say it.
-func (r *Reconciler) rotate(observed []plan.Object) map[string]time.Time {
+func (r *Reconciler) rotate(f *fleet.Fleet, observed []plan.Object) map[string]time.Time {
 	if r.Rotations != nil {
-		asked := maps.Clone(r.Rotations())
+		asked := maps.Clone(r.Rotations(f))
 		for name, before := range asked {
 			asked[name] = before.UTC().Round(0) // equal moments are equal bytes
 		}

@@ -61,7 +61,7 @@ func (w *world) move(edge string, from, to keys.Public) {
 func TestRotation(t *testing.T) {
 	w := newTestWorld(t, "osaka", "tokyo")
 	asked := map[string]time.Time{}
-	w.r.Rotations = func() map[string]time.Time { return asked }
+	w.r.Rotations = func(*fleet.Fleet) map[string]time.Time { return asked }
 	f := newFleet("blog")
 	c := w.commit(f)
 	w.converge(c)

@@ -145,17 +145,13 @@ func (r *Registrar) Handler() http.Handler {
 
 // Rotations are the moments that origins' keys are to be newer than: what a person
 // asked for, and the fleet's schedule, under which every origin has its own hour.
-func (r *Registrar) Rotations() map[string]time.Time {
+func (r *Registrar) Rotations(f *fleet.Fleet) map[string]time.Time {
 	r.setUp()
-	v := r.seen()
-	if v == nil {
-		return nil
-	}
 	all, err := r.Ledger.Rotations()
 	if err != nil {
 		r.Log.Error("ledger not read", "err", err)
 	}
-	return rotations(v.Fleet, all, r.Now())
+	return rotations(f, all, r.Now())
 }
 
 // seen is the newest view; nil before the first one.

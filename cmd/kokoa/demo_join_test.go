@@ -99,7 +99,7 @@ func TestAHostJoinsTheDemo(t *testing.T) {
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
-	agent := filepath.Join(prefix, "bin", "kokoa-agent")
+	agent := filepath.Join(prefix, "usr", "local", "bin", "kokoa-agent")
 	t.Cleanup(func() {
 		cmd.Process.Kill()
 		call(agent, "uninstall", "--yes", "--prefix", prefix)
@@ -287,7 +287,7 @@ func TestStrangersAtTheJoinAPI(t *testing.T) {
 		{"POST", "/join/v1", "hello", 400, "not a question"},
 		{"POST", "/join/v1", strings.Repeat("x", 100<<10), 400, "too long"},
 		{"DELETE", "/join/v1", "", 405, ""},
-		{"GET", "/join/agent/../../secret", "", 404, ""},
+		{"GET", "/join/agent/%2e%2e%2f%2e%2e%2fsecret", "", 404, ""},
 		{"GET", "/api/v1/status", "", 404, ""},
 	} {
 		req, err := http.NewRequest(test.method, d.File.Join+test.path, strings.NewReader(test.body))

@@ -91,10 +91,16 @@ func view(t reconciler.Turn, s *reconciler.Status, secret keys.Secret) registrar
 		Edges:      reconciler.AgentEdges(t.Fleet, secret),
 		Heartbeats: map[string]api.Heartbeat{}, Rotated: map[string]bool{}, Trouble: s.Error,
 	}
-	for _, o := range s.Origins {
-		if o.Heartbeat != nil {
-			v.Heartbeats[o.Name] = *o.Heartbeat
+	newest := map[string]time.Time{}
+	for _, edge := range t.World.Edges {
+		for _, a := range edge.State.Agents {
+			if a.At.After(newest[a.Name]) {
+				newest[a.Name], v.Heartbeats[a.Name] = a.At, a.Heartbeat
+			}
 		}
+	}
+	for name, rotation := range reconciler.Rotations(t.Fleet, t.World) {
+		v.Rotated[name] = rotation.Done()
 	}
 	return v
 }

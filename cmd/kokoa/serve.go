@@ -90,6 +90,7 @@ func (s *serving) run(ctx context.Context, log *slog.Logger) (err error) {
 		return fail(err)
 	}
 	opened.Grace = s.grace
+	opened.Rotations = registrar.Rotations
 	loop := &reconciler.Loop{Reconciler: opened.Reconciler, Interval: s.interval}
 	firstCA := s.ca
 	var polled time.Time
