@@ -174,6 +174,9 @@ func ReadReport(ctx context.Context, data string) (Report, error) {
 	stop := context.AfterFunc(ctx, func() { c.SetDeadline(time.Now()) })
 	defer stop()
 	text, err := io.ReadAll(io.LimitReader(c, maxReport))
+	if errors.Is(err, syscall.ECONNRESET) || err == nil && len(text) == 0 {
+		return Report{}, fmt.Errorf("ask agent: %w with the data folder %s any more", ErrNotRunning, data)
+	}
 	if err != nil {
 		return Report{}, fmt.Errorf("ask agent: %w", err)
 	}

@@ -106,7 +106,15 @@ func (c *commands) install(ctx context.Context, args []string, stdout, _ io.Writ
 
 // where is the place as a service sees it.
 func (p place) where() service.Where {
-	return service.Where{System: p.system, Alone: p.prefix != "", Data: p.data}
+	return service.Where{System: p.system, Alone: p.prefix != "", Data: p.data, Again: p.line("install")}
+}
+
+// line is the command line of a command for the agent of the place.
+func (p place) line(command string) string {
+	if p.prefix != "" {
+		return p.binary + " " + command + " --prefix " + p.prefix
+	}
+	return "kokoa-agent " + command
 }
 
 // copyBinary makes the program that runs the one at path, and reports whether that was
@@ -191,13 +199,6 @@ func upEdges(r agent.Report) []string {
 
 // nextSteps is what a person does with an origin.
 func nextSteps(name string, at place, s service.Service) string {
-	again := func(command string) string {
-		line := "kokoa-agent " + command
-		if at.prefix != "" {
-			line = at.binary + " " + command + " --prefix " + at.prefix
-		}
-		return line
-	}
 	return fmt.Sprintf(`To publish a service of this host, add a route to the fleet repo, like routes/blog.cue:
 
 	package fleet
@@ -210,7 +211,7 @@ func nextSteps(name string, at place, s service.Service) string {
 
 How it is:       %s
 Its log:         %s
-To take it away: %s`, name, again("status"), s.Logs(), again("uninstall"))
+To take it away: %s`, name, at.line("status"), s.Logs(), at.line("uninstall"))
 }
 
 func (c *commands) serviceUnit(_ context.Context, args []string, stdout, _ io.Writer) error {

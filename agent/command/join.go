@@ -91,7 +91,10 @@ func (c *commands) newJoining(name, usage string) *joining {
 	f.StringVar(&j.forge, "forge", "", "")
 	f.StringVar(&j.repo, "repo", "", "")
 	f.StringVar(&j.forgeURL, "forge-url", "", "")
-	f.TextVar(&j.controlKey, "control-key", keys.Public{}, "")
+	f.Func("control-key", "", func(text string) (err error) {
+		j.controlKey, err = keys.ParsePublic(text)
+		return err
+	})
 	j.hosts, j.allow = f.list("host"), f.list("allow")
 	return j
 }
@@ -104,10 +107,10 @@ const defaultLife = "24h"
 func (j *joining) parse(args []string, stdout io.Writer) error {
 	var plain []string
 	for i := 0; i < len(args); i++ {
-		name, _, _ := strings.Cut(strings.TrimPrefix(args[i], "-"), "=")
+		name, _, _ := strings.Cut(args[i], "=")
 		switch {
-		case name == "-token" || name == "token":
-			return j.flags.misused("--token: a join token is never an argument, since every user of the host can see those. Put it in a file and give --token-file FILE, or set KOKOA_TOKEN, or write it to standard input; and since this one was seen, ask for another")
+		case name == "--token" || name == "-token" || strings.HasPrefix(args[i], "kokoa_"):
+			return j.flags.misused("a join token is never an argument, since every user of the host can see those. Put it in a file and give --token-file FILE, or set KOKOA_TOKEN, or write it to standard input; and since this one was seen, ask for another")
 		case args[i] == "--temporary" || args[i] == "-temporary":
 			life := defaultLife
 			if i+1 < len(args) && !strings.HasPrefix(args[i+1], "-") {

@@ -14,7 +14,6 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"reflect"
 	"runtime"
 	"strings"
 	"time"
@@ -113,6 +112,8 @@ func (j *joining) again(ctx context.Context, p *progress, old agent.Bootstrap) (
 	if j.flags.given("data") {
 		next.Data = j.data
 	}
+	// A host that is an origin need not wait for the control plane.
+	j.patience = min(j.patience, 3*time.Second)
 	r, err := j.asking(p)
 	if err != nil {
 		return old, err
@@ -130,7 +131,7 @@ func (j *joining) again(ctx context.Context, p *progress, old agent.Bootstrap) (
 	}
 	if j.control == "" || r.client.Control.IsZero() {
 		p.done("Origin %q was set up by hand (%s)", old.Name, j.config)
-		return next, j.write(old, next)
+		return next, agent.WriteBootstrap(j.config, next)
 	}
 	if r.client.Key, err = agent.CurrentKey(old); err != nil {
 		if !errors.Is(err, privatefile.ErrExposed) {
@@ -138,14 +139,14 @@ func (j *joining) again(ctx context.Context, p *progress, old agent.Bootstrap) (
 		}
 		// They are the agent's own user's. The agent needs nobody to look at them.
 		p.done("Origin %q is registered already, as far as this host knows", old.Name)
-		return next, j.write(old, next)
+		return next, agent.WriteBootstrap(j.config, next)
 	}
 	f, err := r.live(ctx)
 	if errors.Is(err, errUnreachable) {
 		// The agent needs no control plane to run.
 		p.warn("%v", err)
 		p.done("Origin %q is registered already, as far as this host knows", old.Name)
-		return next, j.write(old, next)
+		return next, agent.WriteBootstrap(j.config, next)
 	}
 	if err != nil {
 		return old, err
@@ -153,15 +154,7 @@ func (j *joining) again(ctx context.Context, p *progress, old agent.Bootstrap) (
 	next = asOrigin(next, f)
 	next.Control, next.ControlKey = j.control, r.client.Control
 	r.arrived(f)
-	return next, j.write(old, next)
-}
-
-// write writes the config if it has changed.
-func (j *joining) write(old, next agent.Bootstrap) error {
-	if reflect.DeepEqual(old, next) {
-		return nil
-	}
-	return agent.WriteBootstrap(j.config, next)
+	return next, agent.WriteBootstrap(j.config, next)
 }
 
 // asOrigin is b with what the fleet says of the origin.
@@ -301,8 +294,12 @@ func (r *registration) begin(ctx context.Context) error {
 
 func (r *registration) keep(made pending) error {
 	// The folder of a config may be read by all, like /etc/kokoa-agent; the files in
-	// it are private.
-	if err := os.MkdirAll(filepath.Dir(r.config), 0o755); err != nil {
+	// it are private. A container's is the data folder.
+	mode := fs.FileMode(0o755)
+	if filepath.Dir(r.config) == r.data {
+		mode = 0o700
+	}
+	if err := os.MkdirAll(filepath.Dir(r.config), mode); err != nil {
 		return err
 	}
 	text, err := json.Marshal(made)
@@ -317,9 +314,13 @@ func (r *registration) live(ctx context.Context) (join.Fleet, error) {
 	q := join.Question{}
 	switch {
 	case r.forge != "" && !r.was:
-		done, err := r.propose(ctx)
-		if err != nil || done != nil {
-			return *done, err
+		a, err := r.propose(ctx)
+		if err != nil {
+			return join.Fleet{}, err
+		}
+		if a.State == join.Live {
+			r.registered()
+			return r.fleet(a)
 		}
 		q.Seen = join.Unknown
 	case !r.known && !r.was:
@@ -338,6 +339,7 @@ func (r *registration) live(ctx context.Context) (join.Fleet, error) {
 		fresh := a.State != q.Seen
 		switch a.State {
 		case join.Live:
+			r.registered()
 			return r.fleet(a)
 		case join.Accepted, join.Proposed, join.Merged:
 			r.taken = true
@@ -395,10 +397,7 @@ func (r *registration) asked() *join.Registration {
 // tell says how far the registration has come.
 func (r *registration) tell(a join.Answer, fresh bool) {
 	p := r.progress
-	if !r.told {
-		r.told = true
-		p.done("Registering %q with %s", r.name, r.control)
-	}
+	r.registered()
 	if fresh {
 		switch a.State {
 		case join.Accepted:
@@ -418,6 +417,18 @@ func (r *registration) tell(a join.Answer, fresh bool) {
 	}
 }
 
+// registered says, once, that the control plane knows the key.
+func (r *registration) registered() {
+	switch {
+	case r.told:
+	case r.was:
+		r.progress.done("Origin %q is registered already", r.name)
+	default:
+		r.progress.done("Registering %q with %s", r.name, r.control)
+	}
+	r.told = true
+}
+
 func (r *registration) proposed(where string, flags []string) {
 	p := r.progress
 	p.done("Opened the pull request: %s", plain(where))
@@ -429,9 +440,6 @@ func (r *registration) proposed(where string, flags []string) {
 
 // arrived says that the host is an origin.
 func (r *registration) arrived(f join.Fleet) {
-	if !r.told {
-		r.progress.done("Origin %q is registered already", f.Origin)
-	}
 	if f.Origin != r.name {
 		r.progress.note("the fleet calls it %q", f.Origin)
 	}
@@ -447,19 +455,14 @@ func (r *registration) fleet(a join.Answer) (join.Fleet, error) {
 	return *a.Fleet, nil
 }
 
-// propose opens the pull request from here. It returns the fleet when the host is an
-// origin already.
-func (r *registration) propose(ctx context.Context) (*join.Fleet, error) {
+// propose opens the pull request from here, unless the host is an origin already.
+func (r *registration) propose(ctx context.Context) (join.Answer, error) {
 	a, err := r.ask(ctx, join.Question{Suggest: true})
-	if err != nil {
-		return nil, err
-	}
-	if a.State == join.Live {
-		f, err := r.fleet(a)
-		return &f, err
+	if err != nil || a.State == join.Live {
+		return a, err
 	}
 	if a.Suggestion == nil {
-		return nil, errors.New("the control plane suggests no address for a new origin: is its tunnel network full?")
+		return a, errors.New("the control plane suggests no address for a new origin: is its tunnel network full?")
 	}
 	o := pull.Origin{
 		Name: r.name, Key: r.client.Key.Public(), Folder: a.Suggestion.Folder, TunnelAddress: a.Suggestion.TunnelAddress,
@@ -470,11 +473,11 @@ func (r *registration) propose(ctx context.Context) (*join.Fleet, error) {
 	}
 	where, err := r.place().Open(ctx, o)
 	if err != nil {
-		return nil, err
+		return a, err
 	}
 	r.taken, r.told = true, true
 	r.proposed(where, nil)
-	return nil, nil
+	return a, nil
 }
 
 // ask asks until there is an answer.

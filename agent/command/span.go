@@ -5,14 +5,15 @@ import (
 	"time"
 )
 
-// span is a time as people say it: "3 hours".
+// span is a time as people say it, a little rounded: "3 hours", "1 day", "36 hours".
 func span(d time.Duration) string {
 	for _, unit := range []struct {
 		size time.Duration
 		name string
 	}{{24 * time.Hour, "day"}, {time.Hour, "hour"}, {time.Minute, "minute"}, {time.Second, "second"}} {
-		// Two days are two days; one and a half are 36 hours.
-		if n := d / unit.size; n >= 2 || n == 1 && d < unit.size*3/2 {
+		// From two on a unit is fine enough; and one is, when it is about one.
+		slack := unit.size / 20
+		if n := (d + unit.size/2) / unit.size; d >= 2*unit.size-slack || (d-unit.size).Abs() <= slack || unit.size == time.Second && n > 0 {
 			return plural(int(n), unit.name)
 		}
 	}

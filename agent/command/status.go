@@ -8,8 +8,9 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"text/tabwriter"
+	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/kokoa-proxy/kokoa/agent"
 	"github.com/kokoa-proxy/kokoa/internal/program"
@@ -129,7 +130,8 @@ func exists(path string) bool {
 }
 
 // printReport writes a report for people.
-func printReport(w io.Writer, r agent.Report) error {
+func printReport(out io.Writer, r agent.Report) error {
+	w := new(strings.Builder)
 	fmt.Fprintf(w, "origin %s of fleet %s, up %s\n", r.Name, r.Fleet, span(r.Now.Sub(r.Started)))
 	if r.Tunnel.Kind != "" {
 		fmt.Fprintf(w, "tunnel %s\n", plain(r.Tunnel.Reason))
@@ -148,29 +150,50 @@ func printReport(w io.Writer, r agent.Report) error {
 	if r.Draining {
 		fmt.Fprintln(w, "stopping: it takes no new visitors")
 	}
-	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
-	fmt.Fprintf(t, "\nEDGE\tTUNNEL\tLAST ANSWER\tHANDSHAKE\tENDPOINT\n")
+	edges := [][]string{{"EDGE", "TUNNEL", "LAST ANSWER", "HANDSHAKE", "ENDPOINT"}}
 	for _, e := range r.Edges {
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", e.Name, tunnelState(e, r.Now), ago(e.Answered, r.Now), ago(e.Handshake, r.Now), plain(e.Endpoint))
+		edges = append(edges, []string{e.Name, tunnelState(e, r.Now), ago(e.Answered, r.Now), ago(e.Handshake, r.Now), e.Endpoint})
 	}
-	if len(r.Services) > 0 {
-		fmt.Fprintf(t, "\nSERVICE\tURL\tHERE\tTIME\n")
-	}
+	printTable(w, edges)
+	services := [][]string{{"SERVICE", "URL", "HERE", "TIME"}}
 	for _, s := range r.Services {
 		state, took := "up", milliseconds(s.RTT)
 		if !s.Up {
-			state, took = "down: "+plain(s.Error), ""
+			state, took = "down: "+s.Error, ""
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", plain(s.ID), plain(s.URL), state, took)
+		services = append(services, []string{s.ID, s.URL, state, took})
 	}
-	err := t.Flush()
+	printTable(w, services)
 	if len(r.Refused) > 0 {
 		fmt.Fprintf(w, "\nnot done:\n")
 	}
 	for _, text := range r.Refused {
 		fmt.Fprintf(w, "  %s\n", plain(text))
 	}
+	_, err := io.WriteString(out, w.String())
 	return err
+}
+
+// printTable writes rows below a head, if there are any, in columns.
+func printTable(w *strings.Builder, rows [][]string) {
+	if len(rows) == 1 {
+		return
+	}
+	widths := make([]int, len(rows[0]))
+	for _, row := range rows {
+		for i := range row {
+			row[i] = plain(row[i])
+			widths[i] = max(widths[i], utf8.RuneCountInString(row[i]))
+		}
+	}
+	fmt.Fprintln(w)
+	for _, row := range rows {
+		line := ""
+		for i, cell := range row {
+			line += cell + strings.Repeat(" ", widths[i]-utf8.RuneCountInString(cell)+2)
+		}
+		fmt.Fprintln(w, strings.TrimRight(line, " "))
+	}
 }
 
 func tunnelState(e agent.EdgeReport, now time.Time) string {

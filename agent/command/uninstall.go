@@ -145,7 +145,7 @@ func removeData(dir string) (was bool, err error) {
 // removeEmpty removes the folders above path that are empty, up to but without top.
 func removeEmpty(path, top string) {
 	for dir := filepath.Dir(path); strings.HasPrefix(dir, top+string(filepath.Separator)); dir = filepath.Dir(dir) {
-		if os.Remove(dir) != nil {
+		if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return
 		}
 	}

@@ -30,7 +30,7 @@ const (
 // The agent holds a lock on the file with its process id for as long as it lives: an id
 // that another process has by now is never taken for the agent's.
 type background struct {
-	data, why string
+	data, again, why string
 	// agent is the last that was started, for Notice.
 	agent Agent
 }
@@ -168,8 +168,8 @@ func (b *background) Remove(ctx context.Context) error {
 }
 
 func (b *background) Notice() string {
-	return fmt.Sprintf("Nothing looks after it, since %s: it will not survive a reboot. To start it again: %s install. To have something of your own start it: %s run --config %s",
-		b.why, b.agent.Binary, b.agent.Binary, b.agent.Config)
+	return fmt.Sprintf("Nothing looks after it, since %s: it will not survive a reboot. To start it again: %s. To have something of your own start it: %s run --config %s",
+		b.why, b.again, b.agent.Binary, b.agent.Config)
 }
 
 func (b *background) Logs() string { return "tail " + b.path(logName) }

@@ -57,11 +57,13 @@ type Where struct {
 	Alone bool
 	// Data is the agent's folder.
 	Data string
+	// Again is the command line that installs it again, for Notice.
+	Again string
 }
 
 // Find is the service of this host for such a place.
 func Find(ctx context.Context, w Where) Service {
-	alone := func(why string) Service { return &background{data: w.Data, why: why} }
+	alone := func(why string) Service { return &background{data: w.Data, again: w.Again, why: why} }
 	home, err := os.UserHomeDir()
 	switch {
 	case w.Alone:

@@ -12,4 +12,4 @@ func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"kokoa-edge": main})
 }
 
-func TestScripts(t *testing.T) { programtest.Run(t, "testdata") }
+func TestScripts(t *testing.T) { programtest.Run(t, "testdata", nil) }

@@ -2,6 +2,7 @@
 package programtest
 
 import (
+	"maps"
 	"os"
 	"syscall"
 	"testing"
@@ -10,14 +11,16 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
-// Run runs the sessions in a folder. Beside testscript's own commands they have
-// "waitfile FILE…", which waits until each file exists, and "terminate", which sends
-// SIGTERM to what runs in the background.
-func Run(t *testing.T, dir string) {
-	testscript.Run(t, testscript.Params{
-		Dir:  dir,
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){"waitfile": waitFile, "terminate": terminate},
-	})
+// Commands are commands of sessions, by name.
+type Commands map[string]func(ts *testscript.TestScript, neg bool, args []string)
+
+// Run runs the sessions in a folder. Beside testscript's own commands they have own,
+// which may be nil, "waitfile FILE…", which waits until each file exists, and
+// "terminate", which sends SIGTERM to what runs in the background.
+func Run(t *testing.T, dir string, own Commands) {
+	commands := Commands{"waitfile": waitFile, "terminate": terminate}
+	maps.Copy(commands, own)
+	testscript.Run(t, testscript.Params{Dir: dir, Cmds: commands})
 }
 
 func waitFile(ts *testscript.TestScript, neg bool, names []string) {
