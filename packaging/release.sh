@@ -17,6 +17,7 @@
 #   RELEASE_KEY=FILE       signs, with an ECDSA key on P-256 in PEM:
 #                          openssl ecparam -name prime256v1 -genkey -noout -out FILE
 #   SOURCE_DATE_EPOCH=N    time of all files, for sources that are no Git checkout
+#   PLATFORMS="A B"        only these: linux-amd64, darwin-arm64, ...
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 umask 022
@@ -27,8 +28,7 @@ export GOTOOLCHAIN=auto CGO_ENABLED=0 GOWORK=off GOAMD64=v1 GOARM64=v8.0 GOARM=7
 
 module=github.com/kokoa-proxy/kokoa
 sbom=github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod@v1.10.0
-linux=(linux-amd64 linux-arm64 linux-armv7)
-darwin=(darwin-amd64 darwin-arm64)
+read -ra platforms <<<"${PLATFORMS:-linux-amd64 linux-arm64 linux-armv7 darwin-amd64 darwin-arm64}"
 
 main() {
 	local version=${1:-} out=${2:-dist}
@@ -41,19 +41,19 @@ main() {
 	mkdir "$work/out" "$work/agents"
 
 	local platform
-	for platform in "${linux[@]}"; do
-		build "$platform" kokoa kokoa-edge kokoa-agent
-		mkdir "$work/$platform/systemd"
-		cp LICENSE "$work/$platform/"
-		cp packaging/systemd/*.service packaging/systemd/*.conf "$work/$platform/systemd/"
-		pack "kokoa-$plain-$platform" "$work/$platform"
-	done
-	for platform in "${darwin[@]}"; do
-		build "$platform" kokoa-agent
-		cp LICENSE "$work/$platform/"
-		pack "kokoa-agent-$plain-$platform" "$work/$platform"
-	done
-	for platform in "${linux[@]}" "${darwin[@]}"; do
+	for platform in "${platforms[@]}"; do
+		case $platform in
+		linux-*)
+			build "$platform" kokoa kokoa-edge kokoa-agent
+			mkdir "$work/$platform/systemd"
+			cp packaging/systemd/*.service packaging/systemd/*.conf "$work/$platform/systemd/"
+			pack "kokoa-$plain-$platform" "$work/$platform"
+			;;
+		*)
+			build "$platform" kokoa-agent
+			pack "kokoa-agent-$plain-$platform" "$work/$platform"
+			;;
+		esac
 		cp "$work/$platform/kokoa-agent" "$work/agents/kokoa-agent-$platform"
 	done
 	echo "$version" >"$work/agents/VERSION"
@@ -92,6 +92,7 @@ this_version() {
 # build PLATFORM PROGRAM... builds programs into a folder named for the platform.
 build() {
 	local platform=$1 os=${1%-*} arch=${1#*-} program
+	[[ $platform =~ ^(linux-(amd64|arm64|armv7)|darwin-(amd64|arm64))$ ]] || die "there are no releases for \"$platform\""
 	shift
 	for program; do
 		echo "building $program for $platform"
@@ -110,6 +111,7 @@ build() {
 
 # pack NAME DIR makes an archive of a folder whose bytes depend on nothing but its files.
 pack() {
+	cp LICENSE "$2/"
 	tar -C "$2" --sort=name --mtime="@$epoch" --owner=0 --group=0 --numeric-owner \
 		--mode=u=rwX,go=rX --format=ustar --transform="s,^\.,$1," -cf - . |
 		gzip -9n >"$work/out/$1.tar.gz"
