@@ -81,9 +81,9 @@ func Open(c Config) (*Handler, error) {
 	h.mux.HandleFunc("GET "+join.Prefix+"agent/{file}", h.serveFile)
 	switch {
 	case c.Dir == "":
-		h.none = "this control plane offers no downloads; install kokoa-agent in another way, and run: kokoa-agent install --help"
+		h.none = "this control plane offers no downloads: its operator can, with kokoa serve --agents; or bring kokoa-agent yourself, and run: kokoa-agent install --help"
 	case c.URL == "":
-		h.none = "this control plane does not know its own address, so it offers no downloads; its operator can tell it"
+		h.none = "this control plane offers no downloads, since it does not know its own address: its operator can tell it, with kokoa serve --join-url"
 	}
 	if h.none != "" {
 		h.script = []byte("#!/bin/sh\n{ echo 'kokoa: " + h.none + "' >&2; exit 1; }\n")
