@@ -136,7 +136,7 @@ func (r *Registrar) answer(ctx context.Context, key keys.Public, q join.Question
 func (r *Registrar) register(v *View, key keys.Public, asked join.Registration) (join.Answer, error) {
 	no := func(format string, args ...any) (join.Answer, error) {
 		reason := fmt.Sprintf(format, args...)
-		r.Log.Warn("registration refused", "origin", shorten(asked.Name), "reason", reason)
+		r.Log.Warn("registration refused", "agent", shorten(asked.Name), "reason", reason)
 		return join.Answer{State: join.Refused, Reason: reason}, nil
 	}
 	now := r.Now()
@@ -189,7 +189,7 @@ func (r *Registrar) register(v *View, key keys.Public, asked join.Registration) 
 		return join.Answer{}, err
 	}
 	if taken.At.Equal(now.UTC()) {
-		r.Log.Info("registration accepted", "origin", g.Name, "addr", taken.Hostname)
+		r.Log.Info("registration accepted", "agent", g.Name, "addr", taken.Hostname)
 	}
 	r.wake()
 	return join.Answer{}, nil

@@ -58,7 +58,7 @@ func (r *Registrar) rotate(ctx context.Context, v *View) error {
 			if oerr != nil || next == o.PublicKey {
 				// The rotation before, of an agent that has not heard yet that it is
 				// done; or an edge that made one up.
-				r.Log.Debug("rotation not taken", "origin", name, "err", oerr)
+				r.Log.Debug("rotation not taken", "agent", name, "err", oerr)
 				continue
 			}
 			p, err = addKey(v, o, next)
@@ -71,7 +71,7 @@ func (r *Registrar) rotate(ctx context.Context, v *View) error {
 			// A person must look at the file; the tunnel goes on with the old key.
 			if r.proposed["trouble "+name] == ([32]byte{}) {
 				r.proposed["trouble "+name] = [32]byte{1}
-				r.Log.Error("key not rotated", "origin", name, "err", err)
+				r.Log.Error("key not rotated", "agent", name, "err", err)
 			}
 			continue
 		}

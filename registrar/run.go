@@ -109,10 +109,10 @@ func (r *Registrar) settle(v *View) error {
 		switch {
 		case live[g.Key] && g.State != join.Live:
 			g.State, g.Reason = join.Live, ""
-			r.Log.Info("origin registered", "origin", g.Name)
+			r.Log.Info("origin registered", "agent", g.Name)
 		case !live[g.Key] && g.State == join.Live:
 			g.State, g.Reason = join.Refused, fmt.Sprintf("origin %q was removed from the fleet", g.Name)
-			r.Log.Info("origin removed", "origin", g.Name)
+			r.Log.Info("origin removed", "agent", g.Name)
 		default:
 			return false
 		}
@@ -325,7 +325,7 @@ func (r *Registrar) group(ctx context.Context, v *View, branch string, group []l
 			return false
 		}
 		if g.State != state {
-			r.Log.Info("registration "+string(state), "origin", g.Name, "addr", pull.URL)
+			r.Log.Info("registration moved on", "agent", g.Name, "kind", string(state), "addr", pull.URL)
 		}
 		g.State, g.Pull, g.Reason = state, pull.URL, reason
 		return true
@@ -362,7 +362,7 @@ func (r *Registrar) refuse(branch, reason string) {
 		if g.Branch != branch || !pending(*g) {
 			return false
 		}
-		r.Log.Warn("registration refused", "origin", g.Name, "reason", reason)
+		r.Log.Warn("registration refused", "agent", g.Name, "reason", reason)
 		g.State, g.Reason = join.Refused, reason
 		return true
 	})
