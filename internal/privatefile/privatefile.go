@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"syscall"
 )
 
@@ -21,7 +22,8 @@ const maxSize = 1 << 20
 // ReadJSON reads the file at path into v, strictly: unknown fields and trailing
 // data are errors, and a mistake carries its place, "path:line:column". A file that
 // users other than its owner can read, or that belongs to neither this user nor
-// root, is ErrExposed, and the error says how to mend it.
+// root, is ErrExposed, and the error says how to mend it. A credential of a systemd service
+// is private, whatever its mode says.
 func ReadJSON(path string, v any) error {
 	f, err := os.Open(path)
 	if err != nil {
@@ -68,6 +70,9 @@ func Check(path string, mode os.FileMode) error {
 }
 
 func check(path string, info os.FileInfo, want os.FileMode) error {
+	if credential(path) {
+		return nil
+	}
 	if mode := info.Mode().Perm(); mode&0o077 != 0 {
 		return fmt.Errorf("%s has mode %#o, so %w; run: chmod %o %s", path, mode, ErrExposed, want, path)
 	}
@@ -75,6 +80,14 @@ func check(path string, info os.FileInfo, want os.FileMode) error {
 		return fmt.Errorf("%s belongs to user %d, so %w; run: chown %d %s", path, owner.Uid, ErrExposed, os.Geteuid(), path)
 	}
 	return nil
+}
+
+// credential reports whether systemd handed the file to this service (see
+// systemd.exec(5), LoadCredential). Only the service can read it then: its owner may be
+// root, and its mode shows the mask of an access list.
+func credential(path string) bool {
+	dir := os.Getenv("CREDENTIALS_DIRECTORY")
+	return filepath.IsAbs(dir) && filepath.Dir(path) == filepath.Clean(dir)
 }
 
 // decode decodes strictly; path is where data is said to stand.

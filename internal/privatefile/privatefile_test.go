@@ -86,6 +86,21 @@ func FuzzDecode(f *testing.F) {
 	})
 }
 
+// What systemd handed to a service is private whatever its mode says, and nothing else.
+func TestCredentials(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "agent.json")
+	if err := os.WriteFile(path, []byte("{}"), 0o440); err != nil {
+		t.Fatal(err)
+	}
+	for given, exposed := range map[string]bool{dir: false, dir + "/": false, "": true, filepath.Dir(dir): true, ".": true} {
+		t.Setenv("CREDENTIALS_DIRECTORY", given)
+		if err := ReadJSON(path, &sample{}); errors.Is(err, ErrExposed) != exposed {
+			t.Errorf("with $CREDENTIALS_DIRECTORY %q: %v", given, err)
+		}
+	}
+}
+
 func TestFolder(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "a", "b")
 	if err := Folder(path); err != nil {
