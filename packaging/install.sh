@@ -11,6 +11,7 @@
 # before it runs anything, so a script that was cut off does nothing.
 {
 set -eu
+mask=$(umask)
 umask 077
 LC_ALL=C
 export LC_ALL
@@ -59,6 +60,7 @@ main() {
 	ask
 
 	status=0
+	umask "$mask"
 	"$tmp/kokoa-agent" install --control "$url" "$@" || status=$?
 	[ $status -ne 126 ] || die "programs must not run in $tmp; set TMPDIR to a folder where they may"
 	exit $status

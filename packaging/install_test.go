@@ -131,6 +131,15 @@ func write(t *testing.T, path, text string) {
 	}
 }
 
+func mode(t *testing.T, path string) fs.FileMode {
+	t.Helper()
+	info, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return info.Mode()
+}
+
 // result is what came of a call of the script.
 type result struct {
 	stdout, stderr string
@@ -327,6 +336,10 @@ func TestInstall(t *testing.T) {
 			}
 			if want := "✓ Downloading kokoa-agent 1.2.3 (linux/arm64)\nthe agent speaks\n"; r.stdout != want || r.stderr != "" {
 				t.Errorf("said\n%s%s\nwant\n%s", r.stdout, r.stderr, want)
+			}
+			write(t, filepath.Join(h.dir, "mine"), "")
+			if got, want := mode(t, filepath.Join(h.dir, "record")), mode(t, filepath.Join(h.dir, "mine"))&^0o111; got != want {
+				t.Errorf("what the agent writes has mode %v, want this user's %v", got, want)
 			}
 			if left, _ := filepath.Glob(filepath.Join(h.dir, "tmp", "*")); len(left) > 0 {
 				t.Errorf("left %s", left)
