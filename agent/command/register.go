@@ -566,6 +566,9 @@ func (r *registration) explain(err error) (why error, final bool) {
 	switch {
 	case errors.Is(err, join.ErrStranger):
 		return fmt.Errorf("%s is not the control plane that made the token: check the URL, or ask for a token of this fleet (%w)", r.control, join.ErrStranger), true
+	case errors.As(err, &untrusted) && r.was:
+		// What only starts an agent that is there does not depend on who answers.
+		return fmt.Errorf("%w: the certificate of %s is not to be trusted: %w; when it is a private one, give --ca FILE", errUnreachable, r.control, untrusted.Err), true
 	case errors.As(err, &untrusted):
 		return fmt.Errorf("the certificate of %s is not to be trusted: %w; when it is a private one, give --ca FILE", r.control, untrusted.Err), true
 	case errors.Is(err, join.ErrBusy):
