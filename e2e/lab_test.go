@@ -197,6 +197,9 @@ func (l *lab) startAgents() {
 		edges = append(edges, api.AgentEdge{Name: e.name, PublicKey: l.secret.Edge(e.name, 1).Public(), Endpoint: l.endpoint(e), Address: e.tunnel})
 	}
 	for _, a := range l.agents {
+		if a.cmd != nil {
+			continue
+		}
 		a.program = "kokoa-agent"
 		l.configure(a, agent.Bootstrap{
 			Fleet: "acme-co", Name: a.name, PrivateKey: a.key, TunnelAddress: a.tunnel, Network: network,
@@ -262,7 +265,7 @@ fleet: {
 		l.write("edges-"+e.name+".cue", fmt.Sprintf("package fleet\n\nedge: %q: {\n\taddresses: [%q]\n\tendpoint: %q\n\ttunnel_address: %q\n}\n", e.name, e.address, l.endpoint(e), e.tunnel))
 	}
 	for _, a := range l.agents {
-		l.write("origins-"+a.name+".cue", fmt.Sprintf("package fleet\n\norigin: %q: {\n\tpublic_key: %q\n\ttunnel_address: %q\n}\n", a.name, a.key.Public(), a.tunnel))
+		l.origin(a)
 	}
 	l.push("Begin")
 	l.statusAddr = "127.0.0.1:" + strconv.Itoa(freePort(t))
@@ -271,9 +274,13 @@ fleet: {
 }
 
 // serve is the arguments of a control plane that keeps its state in a folder.
-func (l *lab) serve(state string) []string {
-	return []string{"serve", "--repo", l.repo, "--secret-file", filepath.Join(l.dir, "secret"),
-		"--state", filepath.Join(l.dir, state), "--listen", l.statusAddr, "--join-listen", l.joinAddr, "--interval", "1s", "--grace", "5s"}
+func (l *lab) serve(state string, more ...string) []string {
+	return append([]string{"serve", "--repo", l.repo, "--secret-file", filepath.Join(l.dir, "secret"),
+		"--state", filepath.Join(l.dir, state), "--listen", l.statusAddr, "--join-listen", l.joinAddr, "--interval", "1s", "--grace", "5s"}, more...)
+}
+
+func (l *lab) origin(a *node) {
+	l.write("origins-"+a.name+".cue", fmt.Sprintf("package fleet\n\norigin: %q: {\n\tpublic_key: %q\n\ttunnel_address: %q\n}\n", a.name, a.key.Public(), a.tunnel))
 }
 
 func (l *lab) write(name, text string) {
