@@ -62,6 +62,8 @@ type rotated struct {
 type rotatedEdge struct {
 	edge  fleet.Edge
 	https string
+	data  string
+	stop  func()
 }
 
 const visited = "app.example.com"
@@ -91,7 +93,13 @@ func newRotated(t *testing.T) *rotated {
 		}},
 	}
 	for i, name := range []string{"osaka", "tokyo"} {
-		r.startEdge(name, netip.AddrFrom4([4]byte{10, 86, 0, byte(16 + i)}))
+		e := &rotatedEdge{data: filepath.Join(t.TempDir(), name), edge: fleet.Edge{
+			Name: name, Addresses: []netip.Addr{netip.MustParseAddr("127.0.0.1")}, Generation: 1,
+			TunnelAddress: netip.AddrFrom4([4]byte{10, 86, 0, byte(16 + i)}),
+		}}
+		e.edge.Endpoint = fmt.Sprintf("127.0.0.1:%d", r.startEdge(e, 0))
+		r.fleet.Edges[name] = e.edge
+		r.edges = append(r.edges, e)
 	}
 	r.startControl()
 	r.converge(r.fleet)
@@ -106,15 +114,15 @@ func newRotated(t *testing.T) *rotated {
 	return r
 }
 
-// startEdge runs an edge until the test ends.
-func (r *rotated) startEdge(name string, address netip.Addr) {
+// startEdge runs an edge until the test ends or its stop is called, with a UDP port for
+// its tunnel, or any for 0.
+func (r *rotated) startEdge(e *rotatedEdge, at uint16) (port uint16) {
 	r.t.Helper()
-	key := r.secret.Edge(name, 1)
-	device, err := tunnel.Open(tunnel.Config{Kind: tunnel.Userspace, PrivateKey: key, Address: address, Network: network})
+	key := r.secret.Edge(e.edge.Name, e.edge.Generation)
+	device, err := tunnel.Open(tunnel.Config{Kind: tunnel.Userspace, PrivateKey: key, Address: e.edge.TunnelAddress, Network: network, ListenPort: at})
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	r.t.Cleanup(func() { device.Close() })
 	var listeners [2]net.Listener
 	for i := range listeners {
 		if listeners[i], err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
@@ -123,22 +131,28 @@ func (r *rotated) startEdge(name string, address netip.Addr) {
 	}
 	server, err := edge.New(edge.Options{
 		Bootstrap: edge.Bootstrap{
-			Fleet: "demo", Name: name, PrivateKey: key, TunnelAddress: address, Network: network,
+			Fleet: "demo", Name: e.edge.Name, PrivateKey: key, TunnelAddress: e.edge.TunnelAddress, Network: network,
 			Control: []edge.ControlPeer{{PublicKey: r.secret.Control(0).Public(), Address: fleet.ControlAddress(network, 0)}},
-			Data:    filepath.Join(r.t.TempDir(), name),
+			Data:    e.data,
 		},
 		Device: device, HTTP: listeners[0], HTTPS: listeners[1],
 	})
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	r.during(server.Serve)
-	e := fleet.Edge{
-		Name: name, Addresses: []netip.Addr{netip.MustParseAddr("127.0.0.1")}, TunnelAddress: address, Generation: 1,
-		Endpoint: fmt.Sprintf("127.0.0.1:%d", device.ListenPort()),
-	}
-	r.fleet.Edges[name] = e
-	r.edges = append(r.edges, &rotatedEdge{e, listeners[1].Addr().String()})
+	e.https = listeners[1].Addr().String()
+	e.stop = r.during(func(ctx context.Context) error {
+		return errors.Join(server.Serve(ctx), device.Close())
+	})
+	return device.ListenPort()
+}
+
+// restart ends an edge and starts it again, on what it has on disk.
+func (r *rotated) restart(e *rotatedEdge) {
+	r.t.Helper()
+	port := netip.MustParseAddrPort(e.edge.Endpoint).Port()
+	e.stop()
+	r.startEdge(e, port)
 }
 
 // during runs something until the test ends or stop is called, which waits for it.
@@ -157,11 +171,15 @@ func (r *rotated) during(run func(context.Context) error) (stop func()) {
 }
 
 // startAgent runs the agent until the test ends or stop is called.
-func (r *rotated) startAgent(log *slog.Logger) (stop func()) {
-	stop = r.during(func(ctx context.Context) error { return agent.Run(ctx, r.born, log) })
+func (r *rotated) startAgent() (stop func()) {
+	begun := time.Now()
+	stop = r.during(func(ctx context.Context) error { return agent.Run(ctx, r.born, nil) })
 	r.wait("the agent serves through both edges", func(t reconciler.Turn) bool {
 		up := 0
 		for _, l := range t.World.Edges {
+			if !slices.ContainsFunc(l.State.Agents, func(a api.AgentState) bool { return a.At.After(begun) }) {
+				return false
+			}
 			for _, s := range l.State.Services {
 				if s.Up != nil && *s.Up {
 					up++
@@ -232,7 +250,7 @@ func (r *rotated) wait(what string, ok func(reconciler.Turn) bool) {
 	r.t.Helper()
 	for deadline := time.Now().Add(limit); ; time.Sleep(50 * time.Millisecond) {
 		turn, err := r.r.Plan(r.t.Context(), reconciler.Commit{Revision: r.head, Fleet: r.fleet})
-		if err != nil || !turn.Plan.Empty() {
+		if err != nil || len(turn.Plan.Changes) > 0 {
 			r.t.Fatalf("wait until %s: %v, %v", what, err, turn.Plan.Changes)
 		}
 		if ok(turn) {
@@ -373,14 +391,16 @@ func (r *rotated) visit() (l *load, stop func()) {
 		l.done.Go(func() { l.note(0, talk(ctx, e)) })
 	}
 	l.done.Go(func() {
-		begun := time.Now()
+		// A host that is too slow for the rate drops ticks.
+		tick := time.NewTicker(time.Second / time.Duration(*rate))
+		defer tick.Stop()
 		for n := 0; ctx.Err() == nil; n++ {
-			time.Sleep(time.Until(begun.Add(time.Duration(n) * time.Second / time.Duration(*rate))))
 			l.done.Go(func() {
 				begin := time.Now()
 				err := post(transports[n%len(transports)], fmt.Sprint("request ", n))
 				l.note(time.Since(begin), err)
 			})
+			<-tick.C
 		}
 	})
 	stop = sync.OnceFunc(func() {
@@ -483,7 +503,7 @@ func (l *load) longest() string {
 // the first key opens nothing any more.
 func TestRotationUnderLoad(t *testing.T) {
 	r := newRotated(t)
-	r.startAgent(nil)
+	r.startAgent()
 	l, stop := r.visit()
 	for n := range *rotations {
 		before := r.fleet.Origins["vm1"].PublicKey
@@ -510,6 +530,41 @@ func TestRotationUnderLoad(t *testing.T) {
 	if err != nil || strings.Contains(string(onDisk), r.born.PrivateKey.Reveal()) || strings.Contains(string(onDisk), `"next"`) {
 		t.Errorf("on disk is more than the key in use, %v", err)
 	}
+}
+
+// TestRotationAcrossRestarts: an edge or the agent ends at any step of a rotation, and
+// it is finished all the same.
+func TestRotationAcrossRestarts(t *testing.T) {
+	r := newRotated(t)
+	stop := r.startAgent()
+	again := func() {
+		stop()
+		stop = r.startAgent()
+	}
+	// switched waits until one edge has seen the next key.
+	switched := func() {
+		r.wait("the next key is used", func(t reconciler.Turn) bool {
+			return len(reconciler.Rotations(r.fleet, t.World)["vm1"].Next) > 0
+		})
+	}
+	for n, step := range []func(){
+		func() { r.begin(1); again() },
+		func() { r.begin(2); r.restart(r.edges[0]) },
+		func() { r.begin(3); switched(); again() },
+		func() { r.begin(4); switched(); r.restart(r.edges[1]) },
+		func() { r.begin(5); stop(); r.restart(r.edges[0]); r.restart(r.edges[1]); stop = r.startAgent() },
+	} {
+		step()
+		r.finish()
+		for _, e := range r.edges {
+			transport := e.through(false)
+			if err := post(transport, fmt.Sprint("after step ", n)); err != nil {
+				t.Errorf("edge %s: %v", e.edge.Name, err)
+			}
+			transport.CloseIdleConnections()
+		}
+	}
+	r.refused(r.born.PrivateKey)
 }
 
 // refused checks that no edge answers who has a key, from the agent's own address.

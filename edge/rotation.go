@@ -16,7 +16,7 @@ const (
 	watchEvery = 100 * time.Millisecond
 	// watchClosely is the same for closeWatch after an agent has said that it is
 	// about to take its next key.
-	watchClosely = 5 * time.Millisecond
+	watchClosely = 2 * time.Millisecond
 	closeWatch   = 3 * time.Second
 )
 
