@@ -644,7 +644,7 @@ func TestCloseWhileInUse(t *testing.T) {
 			_, err := agent.dial(context.Background(), netip.AddrPortFrom(agentAddr(77), 9))
 			ended <- err
 		}()
-		until(t, "traffic", func() bool { return edge.stats(agent).Received > 1<<20 })
+		until(t, "traffic", func() bool { return edge.stats(agent).Received > 1<<16 }) // less than the buffers hold
 		if err := agent.Close(); err != nil {
 			t.Fatal(err)
 		}
