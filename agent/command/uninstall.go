@@ -133,6 +133,12 @@ func removeData(dir string) (was bool, err error) {
 		return false, nil
 	}
 	if filepath.Base(dir) == "kokoa-agent" {
+		// Of an agent with a user of its own systemd keeps it elsewhere.
+		if elsewhere, err := filepath.EvalSymlinks(dir); err == nil && filepath.Base(elsewhere) == "kokoa-agent" {
+			if err := os.RemoveAll(elsewhere); err != nil {
+				return true, err
+			}
+		}
 		return true, os.RemoveAll(dir)
 	}
 	if err := agent.RemoveData(dir); err != nil {

@@ -36,9 +36,8 @@ type Service interface {
 	// Stop ends the agent, and waits until it has ended. One that does not run is no
 	// error.
 	Stop(ctx context.Context) error
-	// Remove stops the agent and removes whatever Start made. What is not there is no
-	// error. The binary and the config stay; the data folder stays where this user can
-	// remove it.
+	// Remove stops the agent and removes whatever Start made but the data folder. What
+	// is not there is no error.
 	Remove(ctx context.Context) error
 	// Notice is what the user has to know or do, "" when there is nothing.
 	Notice() string

@@ -183,13 +183,13 @@ func TestSystemd(t *testing.T) {
 	expect("with another binary", s.Start(t.Context(), usual, true), reload, enable, "systemctl restart kokoa-agent.service")
 	const show, stop = "systemctl show --property=LoadState --value kokoa-agent.service", "systemctl stop kokoa-agent.service"
 	expect("stop", s.Stop(t.Context()), show, stop)
-	disable, clean := "systemctl disable kokoa-agent.service", "systemctl clean --what=state kokoa-agent.service"
-	expect("remove", s.Remove(t.Context()), show, stop, disable, clean, reload, "systemctl reset-failed kokoa-agent.service")
+	const disable = "systemctl disable kokoa-agent.service"
+	expect("remove", s.Remove(t.Context()), show, stop, disable, reload, "systemctl reset-failed kokoa-agent.service")
 	if _, err := os.Stat(s.path); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("the unit is left: %v", err)
 	}
 	h.says["systemctl show"] = "not-found\n"
-	expect("remove again", s.Remove(t.Context()), show, disable, clean)
+	expect("remove again", s.Remove(t.Context()), show, disable)
 
 	h.says["systemctl --version"] = "systemd 245 (245.4)\n"
 	if err := s.usable(t.Context()); err == nil || !strings.Contains(err.Error(), "systemd 245 is too old: version 247") {

@@ -37,7 +37,6 @@ DeviceAllow=/dev/net/tun rw
 const unprivileged = `# The tunnel make userspace needs no privilege.
 CapabilityBoundingSet=
 PrivateDevices=yes
-PrivateUsers=yes
 `
 
 // Unit is the agent's unit for the host's systemd, version 247 or later. The agent
@@ -164,11 +163,7 @@ func (s *systemd) Remove(ctx context.Context) error {
 	if err := s.Stop(ctx); err != nil {
 		return err
 	}
-	// Both fail when the unit is not there, or has nothing to clean.
-	s.ctl(ctx, "disable", unitName)
-	if s.system {
-		s.ctl(ctx, "clean", "--what=state", unitName)
-	}
+	s.ctl(ctx, "disable", unitName) // fails when the unit is not there
 	was, err := remove(s.path)
 	if err != nil || !was {
 		return err
