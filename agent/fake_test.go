@@ -66,6 +66,9 @@ type fakeDevice struct {
 	lives map[keys.Public]int
 	// shaken is when the handshake was.
 	shaken map[keys.Public]time.Time
+	// port counts the device's UDP ports, and stuck is why it gets no other.
+	port  uint16
+	stuck error
 	// removed counts how often each peer was taken out.
 	removed map[keys.Public]int
 }
@@ -254,6 +257,20 @@ func (d *fakeDevice) SetPrivateKey(key keys.Private) error {
 	return nil
 }
 
+// Rebind makes the device's packets come from another place, to which nothing that
+// an edge had sent before is under way.
+func (d *fakeDevice) Rebind() error {
+	d.world.mu.Lock()
+	defer d.world.mu.Unlock()
+	if d.stuck != nil {
+		return d.stuck
+	}
+	d.port++
+	return nil
+}
+
+func (d *fakeDevice) Renew(...keys.Public) error { return errors.New("an agent's peers are edges") }
+
 func (d *fakeDevice) Stats() ([]tunnel.PeerStats, error) {
 	d.world.mu.Lock()
 	defer d.world.mu.Unlock()
@@ -267,7 +284,12 @@ func (d *fakeDevice) Stats() ([]tunnel.PeerStats, error) {
 func (d *fakeDevice) Listen(uint16) (net.Listener, error) { return newFakeListener(), nil }
 func (d *fakeDevice) Kind() tunnel.Kind                   { return tunnel.Userspace }
 func (d *fakeDevice) Reason() string                      { return "userspace: a fake" }
-func (d *fakeDevice) ListenPort() uint16                  { return 51820 }
+
+func (d *fakeDevice) ListenPort() uint16 {
+	d.world.mu.Lock()
+	defer d.world.mu.Unlock()
+	return 51820 + d.port
+}
 
 func (d *fakeDevice) Dial(context.Context, netip.AddrPort) (net.Conn, error) {
 	return nil, errors.New("nothing is dialled here")

@@ -268,6 +268,8 @@ func (d *loopback) Kind() tunnel.Kind                             { return tunne
 func (d *loopback) Reason() string                                { return "benchmark" }
 func (d *loopback) ListenPort() uint16                            { return 0 }
 func (d *loopback) SetPrivateKey(keys.Private) error              { return nil }
+func (d *loopback) Rebind() error                                 { return nil }
+func (d *loopback) Renew(...keys.Public) error                    { return nil }
 func (d *loopback) Close() error                                  { return nil }
 
 func (d *loopback) Dial(context.Context, netip.AddrPort) (net.Conn, error) {

@@ -34,7 +34,10 @@ type device struct {
 	fail    error // of the next SetPeers
 	silent  error // of every Stats
 	// shaken is when peers completed their last handshakes.
-	shaken    map[keys.Public]time.Time
+	shaken map[keys.Public]time.Time
+	// received counts what came from peers, and renewed are those made new.
+	received  map[keys.Public]uint64
+	renewed   []keys.Public
 	listeners map[uint16]*inner
 }
 
@@ -69,7 +72,7 @@ func (d *device) Stats() ([]tunnel.PeerStats, error) {
 	}
 	var stats []tunnel.PeerStats
 	for _, p := range d.peers {
-		stats = append(stats, tunnel.PeerStats{PublicKey: p.PublicKey, AllowedIPs: p.AllowedIPs, Handshake: d.shaken[p.PublicKey]})
+		stats = append(stats, tunnel.PeerStats{PublicKey: p.PublicKey, AllowedIPs: p.AllowedIPs, Handshake: d.shaken[p.PublicKey], Received: d.received[p.PublicKey]})
 	}
 	return stats, nil
 }
@@ -98,6 +101,14 @@ func (d *device) ListenPort() uint16 { return 51820 }
 func (d *device) Close() error       { return nil }
 
 func (d *device) SetPrivateKey(keys.Private) error { return errors.New("an edge keeps its key") }
+func (d *device) Rebind() error                    { return errors.New("an edge keeps its port") }
+
+func (d *device) Renew(peers ...keys.Public) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.renewed = append(d.renewed, peers...)
+	return nil
+}
 
 // from dials the device's listeners from an address in the tunnel.
 func (d *device) from(a netip.Addr) func(context.Context, netip.AddrPort) (net.Conn, error) {

@@ -293,6 +293,8 @@ func (d fakeDevice) Kind() tunnel.Kind                             { return tunn
 func (d fakeDevice) Reason() string                                { return "test" }
 func (d fakeDevice) ListenPort() uint16                            { return 0 }
 func (d fakeDevice) SetPrivateKey(keys.Private) error              { return errors.New("not used") }
+func (d fakeDevice) Rebind() error                                 { return errors.New("not used") }
+func (d fakeDevice) Renew(...keys.Public) error                    { return errors.New("not used") }
 func (d fakeDevice) Close() error                                  { return nil }
 
 func (d fakeDevice) Dial(ctx context.Context, to netip.AddrPort) (net.Conn, error) {

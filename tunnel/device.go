@@ -27,7 +27,6 @@ type device struct {
 
 	kind   Kind
 	reason string
-	port   uint16
 	lookup func(ctx context.Context, host string) ([]netip.Addr, error)
 
 	open    sockets
@@ -38,11 +37,14 @@ type device struct {
 
 	mu   sync.Mutex
 	self keys.Public
+	port uint16
 	// turn counts the calls of SetPeers, so that one that waited for DNS does not
 	// undo a later one.
 	turn uint64
 	// last is the endpoint that SetPeers set, for each peer it set one for.
 	last map[keys.Public]endpoint
+	// before is what was counted of peers until they were made new.
+	before map[keys.Public]PeerStats
 }
 
 // wireguard configures one WireGuard device and reads it back.
@@ -51,6 +53,8 @@ type wireguard interface {
 	change(changes []change) error
 	// setKey replaces the device's key, and keeps its peers.
 	setKey(key keys.Private) error
+	// rebind takes another UDP port, and says which.
+	rebind() (port uint16, err error)
 	peers() ([]peerState, error)
 }
 
@@ -79,12 +83,18 @@ func newDevice(cfg Config, w wireguard, port uint16, release func() error) *devi
 		closing: closing,
 		shut:    shut,
 		last:    make(map[keys.Public]endpoint),
+		before:  make(map[keys.Public]PeerStats),
 	}
 }
 
-func (d *device) Kind() Kind         { return d.kind }
-func (d *device) Reason() string     { return d.reason }
-func (d *device) ListenPort() uint16 { return d.port }
+func (d *device) Kind() Kind     { return d.kind }
+func (d *device) Reason() string { return d.reason }
+
+func (d *device) ListenPort() uint16 {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.port
+}
 
 func (d *device) Stats() ([]PeerStats, error) {
 	if d.closing.Err() != nil {
@@ -94,9 +104,17 @@ func (d *device) Stats() ([]PeerStats, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read peers: %w", err)
 	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	stats := make([]PeerStats, len(peers))
 	for i, p := range peers {
 		stats[i] = p.PeerStats
+		before := d.before[p.PublicKey]
+		stats[i].Received += before.Received
+		stats[i].Sent += before.Sent
+		if p.Handshake.IsZero() {
+			stats[i].Handshake = before.Handshake
+		}
 	}
 	return stats, nil
 }
@@ -149,6 +167,11 @@ func (d *device) setAtOnce(peers []Peer) (wanted []wantedPeer, turn uint64, err 
 		return nil, 0, err
 	}
 	d.last = last
+	for key := range d.before {
+		if !slices.ContainsFunc(wanted, func(w wantedPeer) bool { return w.key == key }) {
+			delete(d.before, key)
+		}
+	}
 	return wanted, d.turn, nil
 }
 
@@ -184,6 +207,68 @@ func (d *device) setKey(key keys.Private) error {
 	d.self = self
 	if err := d.wireguard.change(wake(have)); err != nil {
 		return fmt.Errorf("begin handshakes: %w", err)
+	}
+	return nil
+}
+
+func (d *device) Rebind() error {
+	if err := d.rebind(); err != nil {
+		return fmt.Errorf("take another UDP port: %w", err)
+	}
+	return nil
+}
+
+func (d *device) rebind() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closing.Err() != nil {
+		return net.ErrClosed
+	}
+	port, err := d.wireguard.rebind()
+	if err != nil {
+		return err
+	}
+	d.port = port
+	have, err := d.wireguard.peers()
+	if err != nil {
+		return err
+	}
+	return d.wireguard.change(wake(have))
+}
+
+func (d *device) Renew(peers ...keys.Public) error {
+	if err := d.renew(peers); err != nil {
+		return fmt.Errorf("renew peers: %w", err)
+	}
+	return nil
+}
+
+func (d *device) renew(peers []keys.Public) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closing.Err() != nil {
+		return net.ErrClosed
+	}
+	have, err := d.wireguard.peers()
+	if err != nil {
+		return err
+	}
+	have = slices.DeleteFunc(have, func(p peerState) bool { return !slices.Contains(peers, p.PublicKey) })
+	changes, err := afresh(have)
+	if err != nil {
+		return err
+	}
+	if err := d.wireguard.change(changes); err != nil {
+		return err
+	}
+	for _, p := range have {
+		before := d.before[p.PublicKey]
+		before.Received += p.Received
+		before.Sent += p.Sent
+		if !p.Handshake.IsZero() {
+			before.Handshake = p.Handshake
+		}
+		d.before[p.PublicKey] = before
 	}
 	return nil
 }

@@ -151,7 +151,7 @@ func openTUN(cfg Config) (_ *device, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("reach WireGuard: %w", err)
 	}
-	d := newDevice(cfg, control{client, cfg.Name}, port, func() error { return errors.Join(client.Close(), release()) })
+	d := newDevice(cfg, ownTUN{control{client, cfg.Name}, uapi{wg}}, port, func() error { return errors.Join(client.Close(), release()) })
 	d.tcp = newHost(cfg, gate, &d.open)
 	return d, nil
 }
@@ -265,6 +265,18 @@ func (c control) setKey(key keys.Private) error {
 	return c.client.ConfigureDevice(c.name, wgtypes.Config{PrivateKey: &own})
 }
 
+func (c control) rebind() (uint16, error) {
+	port := 0
+	if err := c.client.ConfigureDevice(c.name, wgtypes.Config{ListenPort: &port}); err != nil {
+		return 0, err
+	}
+	state, err := c.client.Device(c.name)
+	if err != nil {
+		return 0, err
+	}
+	return uint16(state.ListenPort), nil
+}
+
 func (c control) peers() ([]peerState, error) {
 	state, err := c.client.Device(c.name)
 	if err != nil {
@@ -302,6 +314,15 @@ func (c control) peers() ([]peerState, error) {
 	}
 	return peers, nil
 }
+
+// ownTUN is control of a wireguard-go device of this process. Its UDP socket is opened
+// by whoever asks for another, and so in that one's network namespace.
+type ownTUN struct {
+	control
+	own uapi
+}
+
+func (o ownTUN) rebind() (uint16, error) { return o.own.rebind() }
 
 // peerConfigs are changes in wgctrl's terms, which can replace a peer's addresses
 // but not take one away.

@@ -194,6 +194,26 @@ func wake(have []peerState) []change {
 	return changes
 }
 
+// afresh takes peers out and puts them back with what they have.
+func afresh(have []peerState) ([]change, error) {
+	var changes []change
+	for _, h := range have {
+		back := change{key: h.PublicKey, gain: h.AllowedIPs}
+		if h.Endpoint != "" {
+			addr, err := netip.ParseAddrPort(h.Endpoint)
+			if err != nil {
+				return nil, err
+			}
+			back.endpoint = addr
+		}
+		if h.keepalive > 0 {
+			back.keepalive = &h.keepalive
+		}
+		changes = append(changes, change{key: h.PublicKey, remove: true}, back)
+	}
+	return changes, nil
+}
+
 // without is a, less what is in b, in a's order.
 func without(a, b []netip.Prefix) []netip.Prefix {
 	in := make(map[netip.Prefix]bool, len(b))

@@ -1,15 +1,18 @@
 package tunnel
 
 import (
+	"context"
 	"errors"
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/kokoa-proxy/kokoa/keys"
+	"github.com/kokoa-proxy/kokoa/tunnel/tunneltest"
 )
 
 // A device takes another key while a connection is in use, as often as one likes: the
@@ -109,6 +112,121 @@ func TestSetPrivateKeyRefusesAndIsRefused(t *testing.T) {
 			t.Fatal(err)
 		}
 		if err := agent.SetPrivateKey(old); !errors.Is(err, net.ErrClosed) {
+			t.Errorf("after Close: %v", err)
+		}
+	})
+}
+
+// A device that goes on from another port keeps its connections, and its peer learns
+// the port without being asked for anything.
+func TestRebindKeepsConnections(t *testing.T) {
+	eachMake(t, func(t *testing.T, w *world) {
+		edge, agent := w.openEdge(), w.openAgent(1)
+		edge.set(agent.peer(""))
+		at := edge.peer(netip.AddrPortFrom(w.under(1), edge.ListenPort()).String())
+		at.Keepalive = 20 * time.Minute
+		agent.set(at)
+		c := agent.mustDial(edge.serve(7, echo))
+		if err := ask(c, "hello"); err != nil {
+			t.Fatal(err)
+		}
+		handshake := edge.stats(agent).Handshake
+		for range 5 {
+			port, before := agent.ListenPort(), edge.stats(agent).Endpoint
+			agent.in(agent.Rebind)
+			if got := agent.ListenPort(); got == port || got == 0 {
+				t.Errorf("the port is %d, and was %d", got, port)
+			}
+			until(t, "the peer learns the port", func() bool {
+				at, err := netip.ParseAddrPort(edge.stats(agent).Endpoint)
+				return err == nil && at.Port() == agent.ListenPort()
+			})
+			if got := edge.stats(agent).Endpoint; got == before {
+				t.Errorf("it still comes from %s", got)
+			}
+			if err := ask(c, "still here?"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got := edge.stats(agent).Handshake; !got.Equal(handshake) {
+			t.Error("the session was lost with the port")
+		}
+		if err := agent.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if err := agent.Rebind(); !errors.Is(err, net.ErrClosed) {
+			t.Errorf("after Close: %v", err)
+		}
+	})
+}
+
+// A peer whose clock was an hour ahead is refused once it is right, until it is made
+// new: that is why there is Renew.
+func TestRenewForgetsAClockThatWasAhead(t *testing.T) {
+	eachMake(t, func(t *testing.T, w *world) {
+		edge, agent := w.openEdge(), w.openAgent(1)
+		edge.set(agent.peer(""))
+		at := netip.AddrPortFrom(w.under(1), edge.ListenPort())
+		to := edge.serve(7, echo)
+		agent.in(func() error {
+			tunneltest.Initiate(t, agent.key, edge.key.Public(), at, time.Now().Add(time.Hour))
+			return nil
+		})
+		until(t, "the handshake from the future", func() bool { return edge.stats(agent).Received > 0 })
+
+		agent.set(edge.peer(at.String()))
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+		defer cancel()
+		if c, err := agent.dial(ctx, to); err == nil {
+			c.Close()
+			t.Fatal("the device takes a handshake that is earlier than the last")
+		}
+		before := edge.stats(agent)
+		edge.in(func() error { return edge.Renew(agent.key.Public(), newKey(t).Public()) })
+		after := edge.stats(agent)
+		if after.Received < before.Received || after.Endpoint == "" || !slices.Equal(after.AllowedIPs, before.AllowedIPs) {
+			t.Errorf("the peer was %+v and is %+v", before, after)
+		}
+		agent.set()
+		agent.set(edge.peer(at.String()))
+		if err := ask(agent.mustDial(to), "hello again"); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+// What is under way when a peer is made new goes on, whichever side has something to
+// say, and the count of what was said does too.
+func TestRenewKeepsConnections(t *testing.T) {
+	eachMake(t, func(t *testing.T, w *world) {
+		edge, agent := w.openEdge(), w.openAgent(1)
+		w.connect(edge, agent)
+		to := agent.serve(7, echo)
+		first := agent.mustDial(edge.serve(7, echo)) // the edge learns where the agent is
+		if err := ask(first, "hello"); err != nil {
+			t.Fatal(err)
+		}
+		c := edge.mustDial(to)
+		if err := ask(c, "hello"); err != nil {
+			t.Fatal(err)
+		}
+		before := edge.stats(agent)
+		edge.in(func() error { return edge.Renew(agent.key.Public()) })
+		if got := edge.stats(agent); got.Handshake.Before(before.Handshake) || got.Received < before.Received || got.Sent < before.Sent {
+			t.Errorf("the stats were %+v and are %+v", before, got)
+		}
+		if err := ask(c, "still here?"); err != nil {
+			t.Fatal(err)
+		}
+		edge.set()
+		edge.set(agent.peer(""))
+		if got := edge.stats(agent); got.Received > 0 || !got.Handshake.IsZero() {
+			t.Errorf("a peer that was taken out and put back has %+v", got)
+		}
+		if err := edge.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if err := edge.Renew(agent.key.Public()); !errors.Is(err, net.ErrClosed) {
 			t.Errorf("after Close: %v", err)
 		}
 	})

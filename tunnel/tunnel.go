@@ -88,6 +88,18 @@ type Device interface {
 	// handshakes, and those with peers that are kept alive begin at once. A key
 	// that a peer has is an error and changes nothing.
 	SetPrivateKey(key keys.Private) error
+	// Rebind has the device send from, and listen on, another UDP port, one that
+	// the system chooses. Sessions stay, and peers that are kept alive are sent
+	// something at once, so that they learn the port; nobody else does before there
+	// is something to send. After an error the device may be deaf until a Rebind
+	// succeeds.
+	Rebind() error
+	// Renew makes peers new and leaves their settings, endpoints and Stats as they
+	// are: their sessions are gone, and so is what was known of their clocks.
+	// WireGuard refuses a handshake that is not later, by the other end's clock,
+	// than the last one was, so a peer whose clock was set back is otherwise shut
+	// out until that clock has caught up. Keys that no peer has are passed over.
+	Renew(peers ...keys.Public) error
 	// Stats lists the device's peers as they are, whoever set them.
 	Stats() ([]PeerStats, error)
 	// Dial opens a TCP connection through the tunnel, and never beside it. Errors
@@ -103,7 +115,7 @@ type Device interface {
 	// "userspace: no CAP_NET_ADMIN".
 	Kind() Kind
 	Reason() string
-	// ListenPort is the UDP port in use.
+	// ListenPort is the UDP port in use; Rebind changes it.
 	ListenPort() uint16
 	// Close ends every tunnel, connection and listener, and waits until they have
 	// ended. Whatever is called afterwards returns net.ErrClosed.

@@ -29,6 +29,18 @@ func (u uapi) setKey(key keys.Private) error {
 	return u.device.IpcSet(renderKey(key))
 }
 
+func (u uapi) rebind() (uint16, error) {
+	if err := u.device.IpcSet("listen_port=0\n"); err != nil {
+		return 0, err
+	}
+	text, err := u.device.IpcGet()
+	if err != nil {
+		return 0, err
+	}
+	state, err := parseState(text)
+	return state.port, err
+}
+
 func (u uapi) peers() ([]peerState, error) {
 	text, err := u.device.IpcGet()
 	if err != nil {
