@@ -11,8 +11,8 @@ import (
 type progress struct {
 	w        io.Writer
 	terminal bool
-	// open is a line that the next one replaces.
-	open bool
+	// open is a line that the next tick replaces, or "".
+	open string
 }
 
 func newProgress(w io.Writer) *progress {
@@ -33,8 +33,14 @@ func (p *progress) done(format string, args ...any) { p.line("✓ ", format, arg
 // note says more about what was done last.
 func (p *progress) note(format string, args ...any) { p.line("  ", format, args...) }
 
-// warn says what may need the person.
-func (p *progress) warn(format string, args ...any) { p.line("! ", format, args...) }
+// warn says what may need the person. What is waited for is waited for still.
+func (p *progress) warn(format string, args ...any) {
+	open := p.open
+	p.line("! ", format, args...)
+	if open != "" {
+		p.wait("%s", open)
+	}
+}
 
 // say is a line by itself.
 func (p *progress) say(format string, args ...any) { p.line("", format, args...) }
@@ -46,8 +52,8 @@ func (p *progress) wait(format string, args ...any) {
 		p.line("· ", format, args...)
 		return
 	}
-	fmt.Fprintf(p.w, "· "+format, args...)
-	p.open = true
+	p.open = fmt.Sprintf(format, args...)
+	fmt.Fprint(p.w, "· "+p.open)
 }
 
 func (p *progress) line(mark, format string, args ...any) {
@@ -57,8 +63,8 @@ func (p *progress) line(mark, format string, args ...any) {
 
 // clear takes back a line that is open.
 func (p *progress) clear() {
-	if p.open {
+	if p.open != "" {
 		fmt.Fprint(p.w, "\r\x1b[2K")
-		p.open = false
+		p.open = ""
 	}
 }
