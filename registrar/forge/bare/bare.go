@@ -17,7 +17,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"path"
 	"strings"
 	"time"
@@ -102,7 +101,11 @@ func (f *Forge) propose(ctx context.Context, branch plumbing.ReferenceName, p fo
 	if err != nil {
 		return plumbing.ZeroHash, err
 	}
-	if objects.same(head, c) {
+	same, err := objects.same(head, c)
+	if err != nil {
+		return plumbing.ZeroHash, err
+	}
+	if same {
 		return head, f.mark(ctx, branch, head)
 	}
 	next, err := f.write(objects, c)
@@ -280,7 +283,7 @@ func settle[T any](ctx context.Context, step func() (T, error)) (result T, err e
 		switch {
 		case errors.Is(err, errMoved):
 			// Somebody else has got ahead; it cannot be for ever.
-		case missed < 5 && (errors.Is(err, plumbing.ErrObjectNotFound) || errors.Is(err, fs.ErrNotExist)):
+		case missed < 5 && missing(err):
 			missed++
 		default:
 			return result, err

@@ -1,11 +1,11 @@
 package bare
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -19,6 +19,7 @@ import (
 	"github.com/go-git/go-git/v5/plumbing/filemode"
 	"github.com/go-git/go-git/v5/plumbing/object"
 	"github.com/go-git/go-git/v5/storage/filesystem"
+	"github.com/go-git/go-git/v5/storage/filesystem/dotgit"
 
 	"github.com/kokoa-proxy/kokoa/registrar/forge"
 )
@@ -81,44 +82,87 @@ func (o *objects) proposed(base plumbing.Hash, p forge.Proposal) (*object.Commit
 // reserved reports whether Git itself takes a name, however it is written.
 func reserved(name string) bool { return strings.EqualFold(name, ".git") }
 
-// same reports whether a commit is there and says the same as another, whoever made
-// it and when.
-func (o *objects) same(hash plumbing.Hash, c *object.Commit) bool {
+// same reports whether a commit says the same as another, whoever made it and when.
+// No commit does not.
+func (o *objects) same(hash plumbing.Hash, c *object.Commit) (bool, error) {
+	if hash.IsZero() {
+		return false, nil
+	}
 	is, err := object.GetCommit(o.store, hash)
-	return err == nil && is.TreeHash == c.TreeHash && is.Message == c.Message && slices.Equal(is.ParentHashes, c.ParentHashes)
+	if err != nil {
+		return false, fmt.Errorf("read commit %s: %w", hash, err)
+	}
+	return is.TreeHash == c.TreeHash && is.Message == c.Message && slices.Equal(is.ParentHashes, c.ParentHashes), nil
 }
 
 // rebased is the tree of a base with what changed from fork to head, or ErrConflict
 // when the base's changes touch the same files.
 func (o *objects) rebased(ctx context.Context, fork, head, base plumbing.Hash) (plumbing.Hash, error) {
-	var trees [3]*object.Tree
+	var trees [3]plumbing.Hash
 	for i, hash := range []plumbing.Hash{fork, head, base} {
 		c, err := object.GetCommit(o.store, hash)
 		if err != nil {
 			return plumbing.ZeroHash, fmt.Errorf("read commit %s: %w", hash, err)
 		}
-		if trees[i], err = c.Tree(); err != nil {
-			return plumbing.ZeroHash, fmt.Errorf("read the tree of commit %s: %w", hash, err)
-		}
+		trees[i] = c.TreeHash
 	}
-	changes, err := object.DiffTreeContext(ctx, trees[0], trees[1])
-	if err != nil {
-		return plumbing.ZeroHash, fmt.Errorf("compare %s with %s: %w", fork, head, err)
+	was, wants := map[string]entry{}, map[string]entry{}
+	if err := o.compare(ctx, "", trees[0], trees[1], was, wants); err != nil {
+		return plumbing.ZeroHash, err
 	}
-	edits := map[string]entry{}
-	for _, c := range changes {
-		path := cmp.Or(c.To.Name, c.From.Name)
-		was, wants := entryOf(c.From.TreeEntry), entryOf(c.To.TreeEntry)
-		is, err := o.find(trees[2].Hash, path)
+	for path := range wants {
+		is, err := o.find(trees[2], path)
 		switch {
 		case err != nil:
 			return plumbing.ZeroHash, err
-		case is != was && is != wants:
+		case is != was[path] && is != wants[path]:
 			return plumbing.ZeroHash, fmt.Errorf("%w: %s has changed", forge.ErrConflict, path)
 		}
-		edits[path] = wants
 	}
-	return o.edited(trees[2].Hash, edits)
+	return o.edited(trees[2], wants)
+}
+
+// compare adds what differs between two folders, by path: what was there, and what
+// is there instead. What is gone is there as nothing.
+func (o *objects) compare(ctx context.Context, folder string, from, to plumbing.Hash, was, wants map[string]entry) error {
+	if from == to {
+		return nil
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	old, err := o.entries(from)
+	if err != nil {
+		return err
+	}
+	next, err := o.entries(to)
+	if err != nil {
+		return err
+	}
+	names := maps.Clone(old)
+	maps.Copy(names, next)
+	for name := range names {
+		a, b := old[name], next[name]
+		if a == b {
+			continue
+		}
+		path := folder + name
+		// A file and a folder of one name are two changes: one goes, one comes.
+		var inner [2]plumbing.Hash
+		if a.mode == filemode.Dir {
+			inner[0], a = a.hash, entry{}
+		}
+		if b.mode == filemode.Dir {
+			inner[1], b = b.hash, entry{}
+		}
+		if a != b {
+			was[path], wants[path] = a, b
+		}
+		if err := o.compare(ctx, path+"/", inner[0], inner[1], was, wants); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // entry is what a tree has at a path; the zero entry is nothing.
@@ -274,6 +318,16 @@ func (o *objects) flush() error {
 		}
 	}
 	return nil
+}
+
+// missing reports whether an object, a pack or a folder was not found.
+func missing(err error) bool {
+	for _, missing := range []error{plumbing.ErrObjectNotFound, dotgit.ErrPackfileNotFound, dotgit.ErrIdxNotFound, fs.ErrNotExist} {
+		if errors.Is(err, missing) {
+			return true
+		}
+	}
+	return false
 }
 
 // syncDisk puts a file, or a folder's entries, on disk.

@@ -190,7 +190,7 @@ func parseHash(text string) (plumbing.Hash, bool) {
 }
 
 // lock is Git's lock of a file: whoever makes FILE.lock may replace FILE, by
-// renaming the one onto the other (gitglossary, and lockfile.h in Git).
+// renaming the one onto the other (lockfile.h in Git).
 type lock struct {
 	path string
 	file *os.File
