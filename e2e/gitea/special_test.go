@@ -444,6 +444,53 @@ func TestFork(t *testing.T) {
 	}
 }
 
+// The server closes a pull request some time after its branch was removed, and does not
+// look whether that is there again. Such a mistake is undone, and what people closed
+// stays closed.
+func TestLateClosing(t *testing.T) {
+	for _, c := range []struct {
+		by   string
+		want forge.State
+	}{{guest, forge.Open}, {admin, forge.Closed}} {
+		t.Run(c.by, func(t *testing.T) {
+			r := newRepo(t)
+			f := r.open(t, r.token)
+			p := propose(t, f, proposal("first"))
+			end := func() {
+				t.Helper()
+				r.ask(t, c.by, http.MethodDelete, r.path+"/branches/"+p.Branch, nil, nil, http.StatusNoContent)
+				eventually(t, func() error {
+					if open := r.requests(t); len(open) > 0 {
+						return fmt.Errorf("people see %+v", open)
+					}
+					return nil
+				})
+				r.ask(t, c.by, http.MethodPost, r.path+"/branches", map[string]string{"new_branch_name": p.Branch, "old_ref_name": p.Head}, nil, http.StatusCreated)
+			}
+			end()
+			if found, err := f.Find(t.Context(), p.Branch); err != nil || found.Number != p.Number || found.Head != p.Head || found.State != c.want {
+				t.Errorf("found %+v, %v; want it %s", found, err, c.want)
+			}
+			if c.want == forge.Closed {
+				return
+			}
+			end()
+			if again := propose(t, f, proposal("first")); again != p {
+				t.Errorf("proposed as %+v, and again as %+v", p, again)
+			}
+			r.edit(t, p, map[string]string{"state": "closed"})
+			if found, err := f.Find(t.Context(), p.Branch); err != nil || found.State != forge.Closed {
+				t.Errorf("a person closed it, and it is %+v, %v", found, err)
+			}
+			r.edit(t, p, map[string]string{"state": "open"})
+			end()
+			if err := f.Merge(t.Context(), p); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
 // Why one was closed can be read there.
 func TestComment(t *testing.T) {
 	r := newRepo(t)

@@ -151,9 +151,13 @@ func (f *Forge) propose(ctx context.Context, p forge.Proposal) (forge.Pull, erro
 	if p.Base != "" && p.Base != base {
 		return forge.Pull{}, fmt.Errorf("%w: %s is at %.12s and not %.12s", forge.ErrConflict, f.base, base, p.Base)
 	}
-	open, err := f.open(ctx, p.Branch)
+	last, err := f.newest(ctx, p.Branch)
 	if err != nil {
 		return forge.Pull{}, err
+	}
+	var open *pull
+	if last != nil && last.State == "open" {
+		open = last
 	}
 	old, err := f.head(ctx, p.Branch)
 	if err != nil {
@@ -192,6 +196,11 @@ func (f *Forge) propose(ctx context.Context, p forge.Proposal) (forge.Pull, erro
 		}
 	}
 	if open == nil {
+		if last != nil && old == "" {
+			if err := f.awaitNews(ctx, head); err != nil {
+				return forge.Pull{}, err
+			}
+		}
 		if open, err = f.request(ctx, p); err != nil {
 			return forge.Pull{}, err
 		}

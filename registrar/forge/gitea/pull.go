@@ -31,6 +31,11 @@ type pull struct {
 	MergeBase string `json:"merge_base"`
 	Base      side   `json:"base"`
 	Head      side   `json:"head"`
+	Poster    user   `json:"user"`
+}
+
+type user struct {
+	Login string `json:"login"`
 }
 
 type side struct {
@@ -68,7 +73,7 @@ func (f *Forge) get(ctx context.Context, number int) (*pull, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &p, nil
+	return &p, f.undo(ctx, &p)
 }
 
 // open is a branch's open pull request, or nil.
@@ -97,10 +102,47 @@ func (f *Forge) newest(ctx context.Context, branch string) (*pull, error) {
 	if err != nil {
 		return nil, err
 	}
-	if len(newer) == 0 {
-		return &p, nil
+	if len(newer) > 0 {
+		p = newer[0]
 	}
-	return &newer[0], nil
+	return &p, f.undo(ctx, &p)
+}
+
+// undo opens a pull request again that the server closed by mistake. When a branch is
+// removed, the server closes its pull requests some time later, without another look at
+// the branch: so it may hit the next one of the same name. It shows as the removal of
+// the branch by who opened it, and nobody does that here: Close closes first.
+func (f *Forge) undo(ctx context.Context, p *pull) error {
+	if p.State == "open" || p.Merged || p.Head.Ref != p.Head.Label {
+		return nil // or the branch is gone
+	}
+	mistaken := false
+	for page := 1; ; page++ {
+		var events []struct {
+			Type string `json:"type"`
+			By   user   `json:"user"`
+		}
+		path := fmt.Sprintf("/issues/%d/timeline?limit=50&page=%d", p.Number, page)
+		if err := f.call(ctx, http.MethodGet, path, nil, &events, http.StatusOK); err != nil {
+			return err
+		}
+		for _, e := range events {
+			switch e.Type {
+			case "close", "reopen":
+				mistaken = false
+			case "delete_branch":
+				mistaken = e.By == p.Poster
+			}
+		}
+		if len(events) == 0 {
+			break
+		}
+	}
+	if !mistaken {
+		return nil
+	}
+	f.log.Warn("pull request opened again", "object", p.Head.Label, "revision", p.Head.SHA)
+	return f.call(ctx, http.MethodPatch, f.pullPath(p.Number), map[string]string{"state": "open"}, p, http.StatusCreated)
 }
 
 // list lists a branch's pull requests with numbers above after, newest first.
@@ -137,6 +179,33 @@ func (f *Forge) awaitOpen(ctx context.Context, branch string) (*pull, error) {
 		}
 	}
 	return nil, nil
+}
+
+// awaitNews waits a moment for the server to go through what was done to branches up to
+// a commit: with the removal of an earlier branch of the same name still before it, it
+// would close the new one's pull request (see undo).
+func (f *Forge) awaitNews(ctx context.Context, commit string) error {
+	for wait := 50 * time.Millisecond; wait < 5*time.Second; wait *= 2 {
+		var news []struct {
+			Content string `json:"content"`
+		}
+		if err := f.call(ctx, http.MethodGet, "/activities/feeds?limit=50", nil, &news, http.StatusOK); err != nil {
+			var r *refusal
+			if errors.As(err, &r) {
+				return nil // one that does not show its news; undo helps there, too
+			}
+			return err
+		}
+		for _, n := range news {
+			if strings.Contains(n.Content, commit) {
+				return nil
+			}
+		}
+		if err := sleep(ctx, wait); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // request opens the pull request of a branch that has none.
