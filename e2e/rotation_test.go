@@ -532,8 +532,8 @@ func TestRotationUnderLoad(t *testing.T) {
 	}
 }
 
-// TestRotationAcrossRestarts: an edge or the agent ends at any step of a rotation, and
-// it is finished all the same.
+// TestRotationAcrossRestarts: the agent ends before and after it takes its next key,
+// or all edges do, and the rotation is finished all the same.
 func TestRotationAcrossRestarts(t *testing.T) {
 	r := newRotated(t)
 	stop := r.startAgent()
@@ -549,10 +549,8 @@ func TestRotationAcrossRestarts(t *testing.T) {
 	}
 	for n, step := range []func(){
 		func() { r.begin(1); again() },
-		func() { r.begin(2); r.restart(r.edges[0]) },
-		func() { r.begin(3); switched(); again() },
-		func() { r.begin(4); switched(); r.restart(r.edges[1]) },
-		func() { r.begin(5); stop(); r.restart(r.edges[0]); r.restart(r.edges[1]); stop = r.startAgent() },
+		func() { r.begin(2); switched(); again() },
+		func() { r.begin(3); switched(); r.restart(r.edges[0]); r.restart(r.edges[1]) },
 	} {
 		step()
 		r.finish()
