@@ -151,7 +151,15 @@ func (r *Registrar) Rotations(f *fleet.Fleet) map[string]time.Time {
 	if err != nil {
 		r.Log.Error("ledger not read", "err", err)
 	}
-	return rotations(f, all, r.Now())
+	joined, err := r.Ledger.Registrations()
+	if err != nil {
+		r.Log.Error("ledger not read", "err", err)
+	}
+	made := map[string]time.Time{}
+	for _, g := range joined {
+		made[g.Name] = g.At
+	}
+	return rotations(f, all, made, r.Now())
 }
 
 // seen is the newest view; nil before the first one.

@@ -740,18 +740,21 @@ func TestRotationMoments(t *testing.T) {
 	now := time.Date(2027, 5, 5, 5, 5, 5, 0, time.UTC)
 	f := &fleet.Fleet{Origins: map[string]fleet.Origin{"a": {}, "b": {}, "c": {}}}
 	asked := map[string]time.Time{"a": now.Add(-time.Minute), "gone": now}
-	if got := rotations(f, asked, now); len(got) != 1 || !got["a"].Equal(now.Add(-time.Minute)) {
+	if got := rotations(f, asked, nil, now); len(got) != 1 || !got["a"].Equal(now.Add(-time.Minute)) {
 		t.Errorf("%v", got)
 	}
 	f.Registration.RotateEvery = 24 * time.Hour
-	first := rotations(f, nil, now)
+	first := rotations(f, nil, nil, now)
 	if len(first) != 3 || first["a"].Equal(first["b"]) || first["b"].Equal(first["c"]) {
 		t.Errorf("%v", first)
+	}
+	if young := rotations(f, nil, map[string]time.Time{"a": now}, now); len(young) != 2 || !young["a"].IsZero() {
+		t.Errorf("a key that was made just now: %v", young)
 	}
 	changes := 0
 	for i := range 10 * 24 * 60 {
 		at := now.Add(time.Duration(i) * time.Minute)
-		due := rotations(f, nil, at)["a"]
+		due := rotations(f, nil, nil, at)["a"]
 		if age := at.Sub(due); age < 0 || age >= 24*time.Hour {
 			t.Fatalf("at %s the moment is %s", at, due)
 		}

@@ -18,8 +18,9 @@ import (
 
 // rotations are the moments that origins' keys are to be newer than. By schedule an
 // origin's moments are a period apart, at a place in the period that its name
-// chooses: a fleet's agents do not all change keys in the same hour.
-func rotations(f *fleet.Fleet, asked map[string]time.Time, now time.Time) map[string]time.Time {
+// chooses: a fleet's agents do not all change keys in the same hour. An origin's first
+// key was made when it registered, where that is known.
+func rotations(f *fleet.Fleet, asked, made map[string]time.Time, now time.Time) map[string]time.Time {
 	all := map[string]time.Time{}
 	for name := range f.Origins {
 		at, ok := asked[name]
@@ -27,7 +28,7 @@ func rotations(f *fleet.Fleet, asked map[string]time.Time, now time.Time) map[st
 			h := fnv.New64a()
 			h.Write([]byte(name))
 			phase := time.Duration(h.Sum64() % uint64(every))
-			if due := now.Add(-phase).Truncate(every).Add(phase); due.After(at) {
+			if due := now.Add(-phase).Truncate(every).Add(phase); due.After(at) && due.After(made[name]) {
 				at, ok = due, true
 			}
 		}
