@@ -112,7 +112,7 @@ func remove(v *View, branch, title string, gone []object) (forge.Proposal, error
 		}
 		src, empty, err := edit.Remove(src, o.kind, o.name)
 		if err != nil {
-			return forge.Proposal{}, fmt.Errorf("remove %s %s: %s: %w", o.kind, o.name, o.at, err)
+			return forge.Proposal{}, fmt.Errorf("remove %s %s: %s:%w", o.kind, o.name, o.at.File, err)
 		}
 		if empty {
 			src = nil

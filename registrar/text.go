@@ -85,11 +85,11 @@ func originFile(f *fleet.Fleet, read func(string) ([]byte, error), r ledger.Regi
 // edited is a file of the repo with a change.
 func edited(read func(string) ([]byte, error), name string, change func([]byte) ([]byte, error)) (forge.File, error) {
 	src, err := read(name)
-	if err == nil {
-		src, err = change(src)
-	}
 	if err != nil {
 		return forge.File{}, fmt.Errorf("edit %s: %w", name, err)
+	}
+	if src, err = change(src); err != nil {
+		return forge.File{}, fmt.Errorf("edit %s:%w", name, err) // its place follows
 	}
 	return forge.File{Path: name, Content: src}, nil
 }

@@ -93,6 +93,9 @@ func (f *Forge) propose(ctx context.Context, branch plumbing.ReferenceName, p fo
 	if err != nil {
 		return plumbing.ZeroHash, err
 	}
+	if p.Base != "" && p.Base != base.String() {
+		return plumbing.ZeroHash, fmt.Errorf("%w: %s is at %.12s and not at %.12s", forge.ErrConflict, f.base.Short(), base, p.Base)
+	}
 	head, err := f.refs.read(branch)
 	if err != nil {
 		return plumbing.ZeroHash, err

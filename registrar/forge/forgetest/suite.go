@@ -32,6 +32,7 @@ func Run(t *testing.T, open func(t *testing.T) Place) {
 		{"base moved", (*suite).baseMoved},
 		{"base moved, merge", (*suite).baseMovedMerge},
 		{"base moved in the same file", (*suite).baseMovedSameFile},
+		{"base moved from what was read", (*suite).baseMovedFromRead},
 		{"merge", (*suite).merge},
 		{"merge what is stale", (*suite).mergeStale},
 		{"merge what others pushed to", (*suite).mergePushed},
@@ -252,6 +253,22 @@ func (s *suite) baseMovedMerge() {
 	if base.Files["moved.cue"] != "on" || base.Files["origins/vm1.cue"] != "theirs" {
 		s.Errorf("what others did is gone: %q", base.Files)
 	}
+}
+
+// A proposal of files as they were read at a commit is for that commit only: else it
+// would undo what others did to them since.
+func (s *suite) baseMovedFromRead() {
+	p := origin("rpi-home", "edited")
+	p.Base = s.read(s.Base).Hash
+	first := s.mustPropose(p)
+	s.onHead(first, p)
+	s.Commit(s.T, s.Base, "Be faster", file("origins/rpi-home.cue", "theirs"))
+	if again, err := s.Forge.Propose(s.Context(), p); !errors.Is(err, forge.ErrConflict) {
+		s.Errorf("proposed over what others did: %+v, %v", again, err)
+	}
+	s.requests(first)
+	p.Base = s.read(s.Base).Hash
+	s.onHead(s.mustPropose(p), p)
 }
 
 // One whose files others changed cannot be merged; proposed again, it is the
