@@ -79,3 +79,44 @@ func TestReadBootstrap(t *testing.T) {
 		t.Errorf("%v; want ErrExposed", err)
 	}
 }
+
+// What is written is read back, what would not be read is not written, and what an
+// agent keeps is removed without what else is there.
+func TestWriteBootstrap(t *testing.T) {
+	f := newTestFleet(t)
+	path := filepath.Join(t.TempDir(), "new", "agent.json")
+	want := f.bootstrap
+	want.Control, want.ControlKey = "https://control.example.com", want.PrivateKey.Public()
+	if err := WriteBootstrap(path, want); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := ReadBootstrap(path); err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("%+v, %v; want %+v", got, err, want)
+	}
+	if err := WriteBootstrap(path, Bootstrap{}); err == nil || !strings.Contains(err.Error(), "fleet is missing") {
+		t.Errorf("an empty one: %v", err)
+	}
+	if got, err := ReadBootstrap(path); err != nil || got.Name != want.Name {
+		t.Errorf("after that: %+v, %v", got, err)
+	}
+	if err := CheckAllow([]string{"localhost:80"}); err != nil {
+		t.Error(err)
+	}
+	if err := CheckAllow([]string{"localhost:80", "localhost"}); err == nil || !strings.Contains(err.Error(), `allow "localhost" is not host:port`) {
+		t.Error(err)
+	}
+	dir := t.TempDir()
+	for _, name := range []string{storedName, keyringName, socketName, "." + storedName + ".123", "photo.jpg"} {
+		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 2 {
+		if err := RemoveData(dir); err != nil {
+			t.Error(err)
+		}
+		if left, err := os.ReadDir(dir); err != nil || len(left) != 1 || left[0].Name() != "photo.jpg" {
+			t.Errorf("left %v, %v", left, err)
+		}
+	}
+}
