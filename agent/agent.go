@@ -50,6 +50,7 @@ type agent struct {
 	pace      pace
 	policy    *policy
 	store     store
+	places    places
 	flows     *flows
 	checks    *checker
 	rotor     *rotor
@@ -96,6 +97,7 @@ func newAgent(b Bootstrap, log *slog.Logger) (*agent, error) {
 		pace:      defaultPace,
 		policy:    p,
 		store:     store{dir: b.Data},
+		places:    places{dir: b.Data},
 		started:   time.Now(),
 		open:      tunnel.Open,
 		connect:   connect,
@@ -118,6 +120,9 @@ func (a *agent) run(ctx context.Context) error {
 		return fmt.Errorf("start agent %s: %w", a.bootstrap.Name, err)
 	}
 	a.recall()
+	if err := a.places.load(); err != nil {
+		a.log.Warn("endpoints not remembered", "err", err)
+	}
 	// Stopping is done in steps, so ctx itself ends nothing: it begins the drain,
 	// and the drain ends live.
 	live, end := context.WithCancel(context.WithoutCancel(ctx))

@@ -81,7 +81,7 @@ func WriteBootstrap(path string, b Bootstrap) error {
 // there. No agent may be running with it.
 func RemoveData(dir string) error {
 	var errs []error
-	for _, name := range []string{storedName, keyringName, socketName} {
+	for _, name := range []string{storedName, keyringName, placesName, socketName} {
 		path := filepath.Join(dir, name)
 		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, err)

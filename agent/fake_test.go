@@ -25,6 +25,8 @@ type world struct {
 	mu    sync.Mutex
 	edges map[keys.Public]*fakeEdge
 	names map[string][]netip.Addr
+	// mute name servers are asked in vain.
+	mute bool
 	// devices opened so far; the last is in use.
 	devices []*fakeDevice
 	unable  error
@@ -48,6 +50,10 @@ type fakeEdge struct {
 	// silent counts calls that were not answered.
 	silent int
 	polls  []time.Time
+	// shakes are the handshakes begun with it while it was alive.
+	shakes []time.Time
+	// lost are ports of agents from which nothing arrives.
+	lost map[uint16]bool
 }
 
 type beat struct {
@@ -113,6 +119,18 @@ func (e *fakeEdge) live(at string) {
 	e.life++
 }
 
+// lose has nothing arrive any more that agents send from the ports they have now.
+func (e *fakeEdge) lose() {
+	e.world.mu.Lock()
+	defer e.world.mu.Unlock()
+	if e.lost == nil {
+		e.lost = make(map[uint16]bool)
+	}
+	for _, d := range e.world.devices {
+		e.lost[d.port] = true
+	}
+}
+
 func (e *fakeEdge) heartbeats() []beat {
 	e.world.mu.Lock()
 	defer e.world.mu.Unlock()
@@ -129,7 +147,11 @@ func (e *fakeEdge) unanswered() int {
 // shake makes a handshake if the peer is where the device looks for it.
 func (d *fakeDevice) shake(p tunnel.Peer) {
 	e := d.world.edges[p.PublicKey]
-	if e != nil && e.alive && e.at.String() == p.Endpoint && e.knows(d) {
+	if e == nil || !e.alive || e.at.String() != p.Endpoint || e.lost[d.port] {
+		return
+	}
+	e.shakes = append(e.shakes, time.Now())
+	if e.knows(d) {
 		d.lives[p.PublicKey] = e.life
 		d.shaken[p.PublicKey] = time.Now()
 	}
@@ -158,7 +180,7 @@ func (c fakeClient) reach(ctx context.Context) (*fakeEdge, error) {
 	w := c.device.world
 	w.mu.Lock()
 	e := w.edges[c.edge.PublicKey]
-	there := e != nil && e.alive && e.knows(c.device) && c.device.lives[c.edge.PublicKey] == e.life &&
+	there := e != nil && e.alive && !e.lost[c.device.port] && e.knows(c.device) && c.device.lives[c.edge.PublicKey] == e.life &&
 		slices.ContainsFunc(c.device.peers, func(p tunnel.Peer) bool {
 			return p.PublicKey == c.edge.PublicKey && p.Endpoint == e.at.String()
 		})
@@ -335,9 +357,15 @@ func (w *world) connect(d tunnel.Device, e api.AgentEdge) edgeClient {
 	return fakeClient{d.(*fakeDevice), e}
 }
 
-func (w *world) lookup(_ context.Context, _, host string) ([]netip.Addr, error) {
+func (w *world) lookup(ctx context.Context, _, host string) ([]netip.Addr, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if w.mute {
+		w.mu.Unlock()
+		<-ctx.Done()
+		w.mu.Lock()
+		return nil, ctx.Err()
+	}
 	if found := w.names[host]; found != nil {
 		return found, nil
 	}

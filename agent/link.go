@@ -31,7 +31,8 @@ type pace struct {
 	resolve time.Duration
 	// backoffMin and backoffMax bound the rest between attempts to reach an edge.
 	// answer + resolve + backoffMax must stay under 15 s: that is how soon an
-	// edge that is back is in use again.
+	// edge that is back is in use again. So must poll + resolve + backoffMin and
+	// twice answer: that is how soon a tunnel whose way was lost has another.
 	backoffMin, backoffMax time.Duration
 	// beat is between heartbeats without news, beatGap the least between two.
 	beat, beatGap time.Duration
@@ -93,6 +94,10 @@ type link struct {
 	// that is no longer wanted ends. The session's mutex guards both.
 	endpoint netip.AddrPort
 	leaving  time.Time
+
+	// found is what the look-up of asked gave; they are run's alone.
+	asked string
+	found []netip.AddrPort
 
 	mu       sync.Mutex
 	hostport string
@@ -174,6 +179,7 @@ func (l *link) run(ctx context.Context) {
 			return
 		}
 		if err == nil {
+			l.remember()
 			if failures > 0 {
 				// It may be another process, which knows nothing of this agent.
 				l.tell()
@@ -246,6 +252,20 @@ func (l *link) reached(ctx context.Context, refusal, obeyed string) {
 	}
 }
 
+// remember notes where the edge answered.
+func (l *link) remember() {
+	l.session.mu.Lock()
+	at := l.endpoint
+	l.session.mu.Unlock()
+	l.mu.Lock()
+	hostport := l.hostport
+	l.mu.Unlock()
+	a := l.session.agent
+	if err := a.places.keep(hostport, at, a.edges()); err != nil {
+		l.log.Warn("endpoint not remembered", "err", err)
+	}
+}
+
 // lost notes that the edge does not answer.
 func (l *link) lost(failures int, err error) {
 	l.mu.Lock()
@@ -270,25 +290,37 @@ func (l *link) resolved() bool {
 	return l.endpoint.IsValid()
 }
 
-// reconnect looks the edge's name up again and begins a new handshake there. A
-// name with several addresses gives them in turn, so that one address family
-// that leads nowhere does not keep an edge out of reach.
+// reconnect looks the edge's name up again and begins a new handshake there, from the
+// second attempt on maybe from another port. A name with several addresses gives them
+// in turn, so that one address family that leads nowhere does not keep an edge out of
+// reach.
 func (l *link) reconnect(ctx context.Context, attempt int) {
 	l.mu.Lock()
 	hostport := l.hostport
 	l.mu.Unlock()
-	found, err := l.session.agent.resolve(ctx, hostport)
+	// The second attempt follows the first so closely that DNS has nothing new to
+	// say, and may take long to say it.
+	if attempt != 2 || l.asked != hostport {
+		found, err := l.session.agent.resolve(ctx, hostport)
+		if ctx.Err() != nil {
+			return
+		}
+		if err != nil {
+			l.log.Debug("edge not resolved", "addr", hostport, "err", err)
+		}
+		l.asked, l.found = hostport, found
+	}
 	l.session.mu.Lock()
 	endpoint := l.endpoint
 	l.session.mu.Unlock()
-	switch {
-	case ctx.Err() != nil:
-		return
-	case err != nil:
-		// Where it was last is the best guess left.
-		l.log.Debug("edge not resolved", "addr", hostport, "err", err)
-	default:
-		endpoint = found[max(attempt-1, 0)%len(found)]
+	// Without DNS, where it was last is the best guess left.
+	if len(l.found) > 0 {
+		endpoint = l.found[max(attempt-1, 0)%len(l.found)]
+	} else if !endpoint.IsValid() {
+		endpoint = l.session.agent.places.find(hostport)
+	}
+	if attempt > 1 {
+		l.session.rebind(attempt)
 	}
 	l.session.rekey(ctx, l, endpoint)
 }

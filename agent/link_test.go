@@ -395,6 +395,9 @@ func TestPaceKeepsThePromise(t *testing.T) {
 	if worst := p.answer + p.backoffMax + p.resolve; worst >= promised {
 		t.Errorf("an edge that is back may be noticed after %v only", worst)
 	}
+	if worst := p.poll + p.answer + p.resolve + p.answer + p.backoffMin; worst >= promised {
+		t.Errorf("a tunnel whose way was lost has another after %v only", worst)
+	}
 	if p.linger > time.Minute {
 		t.Errorf("a revoked edge stays for %v", p.linger)
 	}

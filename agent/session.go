@@ -18,6 +18,10 @@ import (
 // itself may be what is broken, so the next session opens a new one.
 var errDead = errors.New("no edge answered for long")
 
+// rebindGap is the least time between two ports of a device: handshakes that other
+// links have begun need a moment to end.
+const rebindGap = 3 * time.Second
+
 // session is one life of the agent's device, with a link to every edge.
 type session struct {
 	agent  *agent
@@ -31,7 +35,11 @@ type session struct {
 	ever     bool
 	// unset is why the device did not take its peers the last time, or nil.
 	unset error
-	done  sync.WaitGroup
+	// rebound is when the device last took another port.
+	rebound time.Time
+	// broken is why the device cannot go on, or nil.
+	broken error
+	done   sync.WaitGroup
 }
 
 func newSession(a *agent, device tunnel.Device) *session {
@@ -56,8 +64,11 @@ func (s *session) run(ctx context.Context, patience time.Duration) error {
 		case <-tick.C:
 			s.settle(ctx)
 			s.mu.Lock()
-			silent := time.Since(s.answered)
+			silent, broken := time.Since(s.answered), s.broken
 			s.mu.Unlock()
+			if broken != nil {
+				return broken
+			}
 			if silent > patience {
 				return errDead
 			}
@@ -157,6 +168,30 @@ func (s *session) rekey(ctx context.Context, l *link, endpoint netip.AddrPort) {
 	l.endpoint = endpoint
 	s.setPeers(ctx, l)
 	s.setPeers(ctx, nil)
+}
+
+// rebind has the device go on from another UDP port, for a link that several
+// attempts have not brought back. A NAT on the way may have lost what comes from the
+// old one for good, for as long as anything is sent from there. All links share the
+// port. Those that are up lose a moment, so for their sake it is done at attempts 2,
+// 4, 8 and so on; when none is up, at every attempt, since the way may have been
+// lost while the edges were not there.
+func (s *session) rebind(attempt int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	alone := !slices.ContainsFunc(s.links, (*link).isUp)
+	if !alone && attempt&(attempt-1) != 0 || time.Since(s.rebound) < rebindGap {
+		return
+	}
+	switch err := s.device.Rebind(); {
+	case err == nil:
+		s.rebound = time.Now()
+		s.log.Debug("port changed")
+	case alone:
+		s.broken = err
+	default:
+		s.log.Warn("port not changed", "err", err)
+	}
 }
 
 // setPeers gives the device all links but one as its peers. The caller holds s.mu.
