@@ -87,6 +87,7 @@ type Server struct {
 	beats      heartbeats
 	// switching wakes Serve: an agent is about to take its next key.
 	switching chan struct{}
+	silence   silence
 }
 
 // live is a config in use. It is never changed.
@@ -210,6 +211,7 @@ func (s *Server) Serve(ctx context.Context) error {
 			done = true
 		case <-tick.C:
 			s.expire()
+			s.renewSilent()
 		case <-s.switching:
 			watch.closely()
 		case <-watch.tick():
