@@ -4,7 +4,8 @@ default:
 
 # Builds the three programs into bin/, static and stripped.
 build:
-    CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o bin/ ./cmd/...
+    CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o bin/ ./cmd/kokoa ./cmd/kokoa-edge
+    CGO_ENABLED=0 go build -trimpath -tags nethttpomithttp2 -ldflags='-s -w' -o bin/ ./cmd/kokoa-agent
 
 # Runs everything that must be green (see scripts/test; try: just test quick).
 test what="all":

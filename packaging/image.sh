@@ -37,7 +37,9 @@ image() {
 	if [ -n "${BINARIES:-}" ]; then
 		cp "$BINARIES/$program" "$context/"
 	else
-		GOTOOLCHAIN=auto CGO_ENABLED=0 GOOS=linux GOARCH=${arch%v7} GOARM=7 go build -trimpath -buildvcs=false \
+		local tags=
+		[ "$program" != kokoa-agent ] || tags=nethttpomithttp2 # as in release.sh
+		GOTOOLCHAIN=auto CGO_ENABLED=0 GOOS=linux GOARCH=${arch%v7} GOARM=7 go build -trimpath -buildvcs=false -tags "$tags" \
 			-ldflags "-s -w -X github.com/kokoa-proxy/kokoa/internal/program.release=$version" \
 			-o "$context/" "./cmd/$program"
 	fi

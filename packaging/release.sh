@@ -96,7 +96,9 @@ build() {
 	shift
 	for program; do
 		echo "building $program for $platform"
-		GOOS=$os GOARCH=${arch%v7} go build -trimpath -buildvcs=false \
+		local tags=
+		[ "$program" != kokoa-agent ] || tags=nethttpomithttp2 # it has no use for HTTP/2, and small boards have little room
+		GOOS=$os GOARCH=${arch%v7} go build -trimpath -buildvcs=false -tags "$tags" \
 			-ldflags "-s -w -buildid= -X $module/internal/program.release=$version" \
 			-o "$work/$platform/$program" "./cmd/$program"
 		# Its serial number is made of the program's checksum, not of chance.
