@@ -9,8 +9,8 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 
-	"github.com/go-git/go-billy/v5/osfs"
 	"github.com/go-git/go-git/v5"
 	"github.com/go-git/go-git/v5/plumbing"
 	"github.com/go-git/go-git/v5/plumbing/cache"
@@ -35,20 +35,17 @@ func openBare(dir string, o Options) (*bare, error) {
 	if err != nil {
 		return nil, err
 	}
-	objects, err := newObjects(filepath.Join(dir, "objects"))
+	reader, err := newReader(filepath.Join(dir, "objects"), o.Limits)
 	if err != nil {
 		return nil, err
 	}
-	return &bare{
-		dir: dir, branch: o.Branch, opts: o, refs: refs,
-		reader: reader{objects, o.Limits, newKnown()},
-	}, nil
+	return &bare{dir: dir, branch: o.Branch, opts: o, refs: refs, reader: reader}, nil
 }
 
 // openRefs opens a repository with go-git, which refuses the kinds that it cannot
 // read (SHA-256, reftable).
 func openRefs(dir string) (*filesystem.Storage, error) {
-	refs := filesystem.NewStorage(osfs.New(dir), cache.NewObjectLRU(0))
+	refs := filesystem.NewStorage(newGitFiles(dir), cache.NewObjectLRU(0))
 	if _, err := git.Open(refs, nil); err != nil {
 		return nil, fmt.Errorf("%w that can be read: %s: %w", ErrNotRepository, dir, err)
 	}
@@ -58,6 +55,7 @@ func openRefs(dir string) (*filesystem.Storage, error) {
 func (b *bare) Fetch(ctx context.Context) (*Revision, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.reader.objects.rest()
 	head, err := b.head()
 	if err != nil {
 		return nil, err
@@ -74,9 +72,17 @@ func (b *bare) Fetch(ctx context.Context) (*Revision, error) {
 }
 
 func (b *bare) head() (plumbing.Hash, error) {
-	ref, err := storer.ResolveReference(b.refs, plumbing.NewBranchReferenceName(b.branch))
+	name := plumbing.NewBranchReferenceName(b.branch)
+	head, err := readRef(b.refs, b.dir, name.String())
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.EISDIR) {
+		// It may be in the list of packed references.
+		var ref *plumbing.Reference
+		if ref, err = storer.ResolveReference(b.refs, name); err == nil {
+			return ref.Hash(), nil
+		}
+	}
 	if err == nil {
-		return ref.Hash(), nil
+		return head, nil
 	}
 	if !errors.Is(err, plumbing.ErrReferenceNotFound) {
 		return plumbing.ZeroHash, fmt.Errorf("read branch %q of %s: %w", b.branch, b.dir, err)
@@ -98,6 +104,30 @@ func (b *bare) head() (plumbing.Hash, error) {
 		return plumbing.ZeroHash, fmt.Errorf("read branches of %s: %w", b.dir, err)
 	}
 	return plumbing.ZeroHash, noBranch(b.dir, b.branch, names)
+}
+
+// readRef is what a reference with a file of its own stands for. go-git would take
+// one that cannot be read for one that is not there, or give what the list of packed
+// references had in its place.
+func readRef(refs *filesystem.Storage, dir, name string) (plumbing.Hash, error) {
+	text, err := readFile(dir, name)
+	if err != nil {
+		return plumbing.ZeroHash, err
+	}
+	line := strings.TrimSpace(string(text))
+	target, symbolic := strings.CutPrefix(line, "ref: ")
+	if !symbolic {
+		hash, ok := parseHash(line)
+		if !ok {
+			return plumbing.ZeroHash, fmt.Errorf("%w: %s is %.60q", ErrCorrupt, name, line)
+		}
+		return hash, nil
+	}
+	ref, err := storer.ResolveReference(refs, plumbing.ReferenceName(target))
+	if err != nil {
+		return plumbing.ZeroHash, err
+	}
+	return ref.Hash(), nil
 }
 
 func (b *bare) At(ctx context.Context, commit string) (*Revision, error) {
@@ -169,25 +199,37 @@ type clone struct {
 // findClone looks for the clone that a folder is in.
 func findClone(dir string) (clone, bool) {
 	for top := dir; ; top = filepath.Dir(top) {
-		own := filepath.Join(top, ".git")
-		if text, err := os.ReadFile(own); err == nil {
-			link, ok := strings.CutPrefix(strings.TrimSpace(string(text)), "gitdir: ")
-			if !ok {
-				return clone{}, false
-			}
-			own = inside(top, link)
-		}
-		if _, err := os.Lstat(filepath.Join(own, "HEAD")); err == nil {
-			common := own
-			if text, err := os.ReadFile(filepath.Join(own, "commondir")); err == nil {
-				common = inside(own, strings.TrimSpace(string(text)))
-			}
-			return clone{top, own, common}, isGitDir(common)
+		if c, err := cloneAt(top); !errors.Is(err, os.ErrNotExist) {
+			return c, err == nil
 		}
 		if top == filepath.Dir(top) {
 			return clone{}, false
 		}
 	}
+}
+
+// cloneAt is the clone whose working tree is at top; os.ErrNotExist when there is
+// none.
+func cloneAt(top string) (clone, error) {
+	own := filepath.Join(top, ".git")
+	if text, err := readFile(top, ".git"); err == nil {
+		link, ok := strings.CutPrefix(strings.TrimSpace(string(text)), "gitdir: ")
+		if !ok {
+			return clone{}, fmt.Errorf("%w: %s says nothing of a repository", ErrNotRepository, own)
+		}
+		own = inside(top, link)
+	}
+	if _, err := os.Lstat(filepath.Join(own, "HEAD")); err != nil {
+		return clone{}, os.ErrNotExist
+	}
+	common := own
+	if text, err := readFile(own, "commondir"); err == nil {
+		common = inside(own, strings.TrimSpace(string(text)))
+	}
+	if !isGitDir(common) {
+		return clone{}, fmt.Errorf("%w: %s", ErrNotRepository, common)
+	}
+	return clone{top, own, common}, nil
 }
 
 // inside is path, taken from dir when it is relative.

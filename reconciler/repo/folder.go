@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/go-git/go-git/v5/plumbing"
-	"github.com/go-git/go-git/v5/plumbing/storer"
 	"github.com/go-git/go-git/v5/storage/filesystem"
 	"github.com/kokoa-proxy/kokoa/schema"
 )
@@ -60,11 +59,10 @@ func openFolder(dir string, o Options) (*work, error) {
 	if w.refs, err = openRefs(found.common); err != nil {
 		return nil, err
 	}
-	objects, err := newObjects(filepath.Join(found.common, "objects"))
-	if err != nil {
+	if w.reader, err = newReader(filepath.Join(found.common, "objects"), o.Limits); err != nil {
 		return nil, err
 	}
-	w.clone, w.reader = found, reader{objects, o.Limits, newKnown()}
+	w.clone = found
 	return w, nil
 }
 
@@ -197,6 +195,7 @@ func (w *work) compare(ctx context.Context, rev *Revision) error {
 	if w.refs == nil {
 		return nil
 	}
+	w.reader.objects.rest()
 	head, err := w.head()
 	if err != nil || head.IsZero() {
 		return err
@@ -222,27 +221,11 @@ func (w *work) compare(ctx context.Context, rev *Revision) error {
 
 // head is the commit checked out; zero in a clone that has none yet.
 func (w *work) head() (plumbing.Hash, error) {
-	text, err := os.ReadFile(filepath.Join(w.clone.own, "HEAD"))
-	if err != nil {
-		return plumbing.ZeroHash, err
-	}
-	line := strings.TrimSpace(string(text))
-	name, symbolic := strings.CutPrefix(line, "ref: ")
-	if !symbolic {
-		hash, ok := parseHash(line)
-		if !ok {
-			return plumbing.ZeroHash, fmt.Errorf("%w: HEAD is %.60q", ErrCorrupt, line)
-		}
-		return hash, nil
-	}
-	ref, err := storer.ResolveReference(w.refs, plumbing.ReferenceName(name))
+	head, err := readRef(w.refs, w.clone.own, "HEAD")
 	if errors.Is(err, plumbing.ErrReferenceNotFound) {
 		return plumbing.ZeroHash, nil
 	}
-	if err != nil {
-		return plumbing.ZeroHash, err
-	}
-	return ref.Hash(), nil
+	return head, err
 }
 
 func (w *work) At(ctx context.Context, commit string) (*Revision, error) {

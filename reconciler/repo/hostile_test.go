@@ -52,6 +52,11 @@ func (r raw) blob(t testing.TB, text string) string { return r.object(t, "blob",
 // tree writes a tree of lines "mode name hash", in the order given.
 func (r raw) tree(t testing.TB, entries ...string) string {
 	t.Helper()
+	return r.object(t, "tree", treeText(t, entries...))
+}
+
+func treeText(t testing.TB, entries ...string) string {
+	t.Helper()
 	var body strings.Builder
 	for _, e := range entries {
 		mode, rest, _ := strings.Cut(e, " ")
@@ -62,19 +67,23 @@ func (r raw) tree(t testing.TB, entries ...string) string {
 		}
 		fmt.Fprintf(&body, "%s %s\x00%s", mode, rest[:i], hash)
 	}
-	return r.object(t, "tree", body.String())
+	return body.String()
 }
 
 // main makes a commit of a tree the head of main.
 func (r raw) main(t testing.TB, tree string, parents ...string) string {
 	t.Helper()
+	commit := r.object(t, "commit", commitText(tree, parents...))
+	r.point(t, commit)
+	return commit
+}
+
+func commitText(tree string, parents ...string) string {
 	body := "tree " + tree + "\n"
 	for _, p := range parents {
 		body += "parent " + p + "\n"
 	}
-	commit := r.object(t, "commit", body+"author A <a@example.com> 1700000000 +0000\ncommitter A <a@example.com> 1700000000 +0000\n\nraw\n")
-	r.point(t, commit)
-	return commit
+	return body + "author A <a@example.com> 1700000000 +0000\ncommitter A <a@example.com> 1700000000 +0000\n\nraw\n"
 }
 
 func (r raw) point(t testing.TB, hash string) {
@@ -86,7 +95,10 @@ func (r raw) point(t testing.TB, hash string) {
 
 func deflate(text string) []byte {
 	var b bytes.Buffer
-	w := zlib.NewWriter(&b)
+	w, err := zlib.NewWriterLevel(&b, zlib.BestSpeed)
+	if err != nil {
+		panic(err)
+	}
 	w.Write([]byte(text))
 	w.Close()
 	return b.Bytes()

@@ -10,16 +10,13 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 
-	"github.com/go-git/go-billy/v5"
-	"github.com/go-git/go-billy/v5/osfs"
 	"github.com/go-git/go-git/v5/plumbing"
-	"github.com/go-git/go-git/v5/plumbing/cache"
-	"github.com/go-git/go-git/v5/plumbing/format/idxfile"
-	"github.com/go-git/go-git/v5/plumbing/format/packfile"
 	githash "github.com/go-git/go-git/v5/plumbing/hash"
 )
 
@@ -30,6 +27,8 @@ const (
 	maxCommit = 1 << 20
 	// maxChain is the longest chain of deltas that Git itself makes.
 	maxChain = 4095
+	// maxBorrowed is the number of folders that objects are looked for in.
+	maxBorrowed = 64
 )
 
 // errMissing is the kind of ErrCorrupt where an object is not there.
@@ -51,24 +50,20 @@ func (d damage) Unwrap() error { return d.err }
 // again to see a new one. Its formats are.
 type objects struct {
 	dirs []string // objects/ of the repository, then of its alternates
+	// A pack of a few MiB may hold files that each take many GiB of deltas to get
+	// at. So much may be unpacked on the way to objects, between two calls of rest.
+	maxWork int64
 
 	mu    sync.Mutex
 	packs map[string]*pack // by path without extension
 	zlib  io.ReadCloser    // reused: it is large
-}
-
-type pack struct {
-	file  billy.File
-	index *idxfile.MemoryIndex
-	scan  *packfile.Scanner
-	bases *cache.BufferLRU // unpacked objects by offset; deltas share bases
-	types map[int64]plumbing.ObjectType
+	work  int64
 }
 
 // newObjects reads below an objects folder. It fails only when the folder cannot
 // be read; objects are opened as they are asked for.
-func newObjects(dir string) (*objects, error) {
-	s := &objects{packs: make(map[string]*pack)}
+func newObjects(dir string, maxWork int64) (*objects, error) {
+	s := &objects{packs: make(map[string]*pack), maxWork: maxWork}
 	if err := s.add(dir, 5); err != nil {
 		return nil, err
 	}
@@ -78,11 +73,24 @@ func newObjects(dir string) (*objects, error) {
 // add takes in a folder of objects, and those it borrows from (gitrepository-layout,
 // objects/info/alternates).
 func (s *objects) add(dir string, depth int) error {
-	if _, err := os.ReadDir(dir); err != nil {
+	if slices.Contains(s.dirs, dir) {
+		return nil
+	}
+	if len(s.dirs) == maxBorrowed {
+		return fmt.Errorf("read objects: %w: they lie in more than %d folders", ErrLimit, maxBorrowed)
+	}
+	info, err := os.Stat(dir)
+	if err == nil && !info.IsDir() {
+		err = &os.PathError{Op: "open", Path: dir, Err: syscall.ENOTDIR}
+	}
+	if err == nil {
+		_, err = os.ReadDir(dir)
+	}
+	if err != nil {
 		return fmt.Errorf("read objects: %w", err)
 	}
 	s.dirs = append(s.dirs, dir)
-	list, err := os.ReadFile(filepath.Join(dir, "info", "alternates"))
+	list, err := readFile(dir, "info/alternates")
 	if errors.Is(err, os.ErrNotExist) || depth == 0 {
 		return nil
 	}
@@ -97,7 +105,7 @@ func (s *objects) add(dir string, depth int) error {
 		if !filepath.IsAbs(line) {
 			line = filepath.Join(dir, line)
 		}
-		if err := s.add(line, depth-1); err != nil {
+		if err := s.add(filepath.Clean(line), depth-1); err != nil {
 			return err
 		}
 	}
@@ -159,7 +167,7 @@ func (s *objects) get(h plumbing.Hash, want plumbing.ObjectType, limit int64) ([
 		if err := within(size, limit); err != nil {
 			return err
 		}
-		typ, text, err = p.unpack(offset)
+		typ, text, err = p.unpack(offset, s.spend)
 		return err
 	}, func(r *bufio.Reader) error {
 		var size int64
@@ -187,6 +195,20 @@ func (s *objects) get(h plumbing.Hash, want plumbing.ObjectType, limit int64) ([
 		return nil, damage{h, fmt.Errorf("%w: the content of object %s does not match its hash", ErrCorrupt, h)}
 	}
 	return text, nil
+}
+
+// rest allows for as much work again.
+func (s *objects) rest() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.work = 0
+}
+
+func (s *objects) spend(bytes int64) error {
+	if s.work += bytes; s.work > s.maxWork {
+		return fmt.Errorf("%w: more than %s of deltas to unpack", ErrLimit, bytesText(s.maxWork))
+	}
+	return nil
 }
 
 // find hands an object to one of two functions: packed or loose. Objects move
@@ -228,7 +250,7 @@ func (s *objects) discard(h plumbing.Hash) error {
 	defer s.mu.Unlock()
 	var err error
 	for path, p := range s.packs {
-		if has, _ := p.index.Contains(h); has {
+		if _, missing := p.offset(h); missing == nil {
 			p.file.Close()
 			delete(s.packs, path)
 			err = errors.Join(err, remove(path+".idx"), remove(path+".pack"))
@@ -250,7 +272,7 @@ func remove(path string) error {
 
 func (s *objects) findOnce(h plumbing.Hash, packed func(*pack, int64) error, loose func(*bufio.Reader) error) error {
 	for _, p := range s.packs {
-		offset, err := p.index.FindOffset(h)
+		offset, err := p.offset(h)
 		if errors.Is(err, plumbing.ErrObjectNotFound) {
 			continue
 		}
@@ -261,7 +283,7 @@ func (s *objects) findOnce(h plumbing.Hash, packed func(*pack, int64) error, loo
 	}
 	name := h.String()
 	for _, dir := range s.dirs {
-		f, err := os.Open(filepath.Join(dir, name[:2], name[2:]))
+		f, err := openFile(dir, name[:2]+"/"+name[2:])
 		if errors.Is(err, os.ErrNotExist) {
 			continue
 		}
@@ -287,8 +309,7 @@ func (s *objects) findOnce(h plumbing.Hash, packed func(*pack, int64) error, loo
 func (s *objects) rescan() (fresh bool, err error) {
 	there := make(map[string]bool)
 	for _, dir := range s.dirs {
-		dir = filepath.Join(dir, "pack")
-		entries, err := os.ReadDir(dir)
+		entries, err := readFolder(dir, "pack")
 		if errors.Is(err, os.ErrNotExist) {
 			continue
 		}
@@ -300,9 +321,9 @@ func (s *objects) rescan() (fresh bool, err error) {
 			if !isIndex || !strings.HasPrefix(base, "pack-") {
 				continue
 			}
-			path := filepath.Join(dir, base)
+			path := filepath.Join(dir, "pack", base)
 			if _, open := s.packs[path]; !open {
-				p, err := openPack(dir, base)
+				p, err := openPack(dir, "pack/"+base)
 				if errors.Is(err, os.ErrNotExist) {
 					fresh = true // gone already: what replaced it is worth another look
 					continue
@@ -322,137 +343,6 @@ func (s *objects) rescan() (fresh bool, err error) {
 		}
 	}
 	return fresh, nil
-}
-
-func openPack(dir, base string) (*pack, error) {
-	fs := osfs.New(dir)
-	f, err := fs.Open(base + ".idx")
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	index := idxfile.NewMemoryIndex()
-	if err := idxfile.NewDecoder(bufio.NewReader(f)).Decode(index); err != nil {
-		return nil, fmt.Errorf("%w: %s.idx: %w", ErrCorrupt, base, err)
-	}
-	file, err := fs.Open(base + ".pack")
-	if err != nil {
-		return nil, err
-	}
-	return &pack{
-		file:  file,
-		index: index,
-		scan:  packfile.NewScanner(file),
-		bases: cache.NewBufferLRU(8 << 20),
-		types: make(map[int64]plumbing.ObjectType),
-	}, nil
-}
-
-// size is the unpacked size of the object whose header was just read.
-func (p *pack) size(h *packfile.ObjectHeader) (int64, error) {
-	if !h.Type.IsDelta() {
-		return h.Length, nil
-	}
-	delta, err := p.scan.ReadObject()
-	if err != nil {
-		return 0, err
-	}
-	defer delta.Close()
-	_, target, err := deltaSizes(bufio.NewReaderSize(delta, 32))
-	return target, err
-}
-
-// unpack is the object at an offset. Nothing on the way to it may be larger than
-// maxObject, whatever its headers claim.
-func (p *pack) unpack(offset int64) (plumbing.ObjectType, []byte, error) {
-	type step struct {
-		offset int64
-		delta  []byte
-	}
-	var chain []step
-	var typ plumbing.ObjectType
-	var text []byte
-	for text == nil {
-		if cached, ok := p.bases.Get(offset); ok {
-			typ, text = p.types[offset], cached
-			break
-		}
-		if len(chain) > maxChain {
-			return 0, nil, fmt.Errorf("%w: a chain of over %d deltas", ErrCorrupt, maxChain)
-		}
-		header, err := p.scan.SeekObjectHeader(offset)
-		if err != nil {
-			return 0, nil, err
-		}
-		if err := within(header.Length, maxObject); err != nil {
-			return 0, nil, err
-		}
-		r, err := p.scan.ReadObject()
-		if err != nil {
-			return 0, nil, err
-		}
-		content, err := exactly(r, header.Length)
-		r.Close()
-		if err != nil {
-			return 0, nil, err
-		}
-		switch header.Type {
-		case plumbing.OFSDeltaObject:
-			chain = append(chain, step{offset, content})
-			offset = header.OffsetReference
-		case plumbing.REFDeltaObject:
-			chain = append(chain, step{offset, content})
-			if offset, err = p.index.FindOffset(header.Reference); err != nil {
-				return 0, nil, fmt.Errorf("%w: %s, the base of a delta", errMissing, header.Reference)
-			}
-		default:
-			typ, text = header.Type, content
-			p.keep(offset, typ, text)
-		}
-	}
-	for i := len(chain) - 1; i >= 0; i-- {
-		_, target, err := deltaSizes(bytes.NewReader(chain[i].delta))
-		if err != nil {
-			return 0, nil, err
-		}
-		if err := within(target, maxObject); err != nil {
-			return 0, nil, err
-		}
-		if text, err = packfile.PatchDelta(text, chain[i].delta); err != nil {
-			return 0, nil, err
-		}
-		p.keep(chain[i].offset, typ, text)
-	}
-	return typ, text, nil
-}
-
-func (p *pack) keep(offset int64, typ plumbing.ObjectType, text []byte) {
-	p.bases.Put(offset, text)
-	p.types[offset] = typ
-}
-
-// deltaSizes reads the head of a delta: the size of its base and of its result
-// (gitformat-pack, "Deltified representation").
-func deltaSizes(r io.ByteReader) (base, target int64, err error) {
-	if base, err = deltaSize(r); err != nil {
-		return 0, 0, err
-	}
-	target, err = deltaSize(r)
-	return base, target, err
-}
-
-func deltaSize(r io.ByteReader) (size int64, err error) {
-	for shift := 0; shift < 63; shift += 7 {
-		b, err := r.ReadByte()
-		if err != nil {
-			return 0, fmt.Errorf("%w: delta is cut off", ErrCorrupt)
-		}
-		size |= int64(b&0x7f) << shift
-		if b&0x80 == 0 {
-			return size, nil
-		}
-	}
-	return 0, fmt.Errorf("%w: delta has no size", ErrCorrupt)
 }
 
 // looseHeader reads "blob 123\0" at the head of a loose object.

@@ -2,20 +2,23 @@ package repo
 
 import (
 	"bufio"
+	"cmp"
 	"context"
+	"crypto"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/go-git/go-billy/v5/osfs"
 	"github.com/go-git/go-git/v5/plumbing"
 	"github.com/go-git/go-git/v5/plumbing/cache"
 	"github.com/go-git/go-git/v5/plumbing/format/idxfile"
 	"github.com/go-git/go-git/v5/plumbing/format/packfile"
+	githash "github.com/go-git/go-git/v5/plumbing/hash"
 	"github.com/go-git/go-git/v5/storage/filesystem"
-	"github.com/go-git/go-git/v5/storage/memory"
 )
 
 const (
@@ -30,7 +33,7 @@ const (
 // storePack takes a pack from a remote into an objects folder. Its objects can be
 // found when it returns nil; else nothing is left but loose objects that nobody
 // refers to.
-func storePack(ctx context.Context, dir string, pack io.Reader, limit int64) (err error) {
+func storePack(ctx context.Context, dir string, sent io.Reader, limit int64) (err error) {
 	packs := filepath.Join(dir, "pack")
 	if err := os.MkdirAll(packs, 0o700); err != nil {
 		return err
@@ -45,108 +48,226 @@ func storePack(ctx context.Context, dir string, pack io.Reader, limit int64) (er
 			err = errors.Join(err, removeErr)
 		}
 	}()
-	if _, err := io.Copy(f, &limited{pack, limit, limit}); err != nil {
+	if _, err := io.Copy(f, &limited{sent, limit, limit}); err != nil {
 		return err
 	}
 	source := &cancellable{ctx, f}
-	count, size, err := checkPack(source)
+	objects, size, sum, err := scanPack(source)
 	if err != nil {
 		return err
 	}
-	if count <= looseObjects && size <= looseBytes {
-		return storeLoose(source, dir)
+	// Only an object and its base need to be at hand.
+	p := newPack(source, 2*maxObject)
+	if len(objects) <= looseObjects && size <= looseBytes {
+		return storeLoose(ctx, p, objects, dir)
 	}
-	return storeIndexed(source, f, packs)
+	if err := p.resolve(ctx, objects, nil); err != nil {
+		return err
+	}
+	return storeIndexed(f, packs, objects, sum)
 }
 
-// checkPack reads a pack through, before anything is resolved: every object must
-// be small, and say so, and every delta's result as well. It returns the count and
-// the unpacked size of all.
-func checkPack(source io.ReadSeeker) (count uint32, size int64, err error) {
+// placed is an object of a pack that has no index yet.
+type placed struct {
+	offset int64
+	crc    uint32
+	kind   plumbing.ObjectType // as it lies there
+	base   int64               // the offset of an offset delta's base
+	// hash is the object's own; of a delta it is found when it is resolved, and is
+	// that of a reference delta's base until then.
+	hash plumbing.Hash
+}
+
+// scanPack reads a pack through, before anything is resolved: every object must be
+// small, and say so, and every delta's result as well. It returns the unpacked size
+// of all, and the pack's checksum.
+func scanPack(source io.ReadSeeker) (objects []placed, size int64, sum plumbing.Hash, err error) {
 	if _, err := source.Seek(0, io.SeekStart); err != nil {
-		return 0, 0, err
+		return nil, 0, sum, err
 	}
 	scan := packfile.NewScanner(source)
-	_, count, err = scan.Header()
+	_, count, err := scan.Header()
 	if err != nil {
-		return 0, 0, fmt.Errorf("%w: pack: %w", ErrCorrupt, err)
+		return nil, 0, sum, fmt.Errorf("%w: pack: %w", ErrCorrupt, err)
 	}
 	if count > maxObjects {
-		return 0, 0, fmt.Errorf("%w: %d objects in one fetch, and at most %d are read", ErrLimit, count, maxObjects)
+		return nil, 0, sum, fmt.Errorf("%w: %d objects in one fetch, and at most %d are read", ErrLimit, count, maxObjects)
 	}
+	sha := githash.New(crypto.SHA1)
 	for i := range count {
 		header, err := scan.NextObjectHeader()
 		if err != nil {
-			return 0, 0, fmt.Errorf("%w: pack: object %d: %w", ErrCorrupt, i, err)
+			return nil, 0, sum, fmt.Errorf("%w: pack: object %d: %w", ErrCorrupt, i, err)
 		}
+		o := placed{offset: header.Offset, kind: header.Type, base: header.OffsetReference, hash: header.Reference}
 		length := header.Length
-		var head prefix
 		if err := within(length, maxObject); err != nil {
-			return 0, 0, fmt.Errorf("object in a pack: %w", err)
+			return nil, 0, sum, fmt.Errorf("object in a pack: %w", err)
 		}
-		n, _, err := scan.NextObject(&head)
+		var head prefix
+		var n int64
+		switch o.kind {
+		case plumbing.OFSDeltaObject, plumbing.REFDeltaObject:
+			n, o.crc, err = scan.NextObject(&head)
+		case plumbing.CommitObject, plumbing.TreeObject, plumbing.BlobObject, plumbing.TagObject:
+			sha.Reset()
+			fmt.Fprintf(sha, "%s %d\x00", o.kind, length)
+			n, o.crc, err = scan.NextObject(sha)
+			sha.Sum(o.hash[:0])
+		default:
+			err = fmt.Errorf("of kind %d", o.kind)
+		}
 		if err != nil {
-			return 0, 0, fmt.Errorf("%w: pack: object %d: %w", ErrCorrupt, i, err)
+			return nil, 0, sum, fmt.Errorf("%w: pack: object %d: %w", ErrCorrupt, i, err)
 		}
 		if n != length {
-			return 0, 0, fmt.Errorf("%w: pack: object %d is shorter than it says", ErrCorrupt, i)
+			return nil, 0, sum, fmt.Errorf("%w: pack: object %d is shorter than it says", ErrCorrupt, i)
 		}
-		if header.Type.IsDelta() {
-			if _, length, err = deltaSizes(bufio.NewReader(&head)); err != nil {
-				return 0, 0, err
+		if o.kind.IsDelta() {
+			if _, length, err = deltaSizes(bufio.NewReaderSize(&head, 32)); err != nil {
+				return nil, 0, sum, err
 			}
 			if err := within(length, maxObject); err != nil {
-				return 0, 0, fmt.Errorf("object in a pack: %w", err)
+				return nil, 0, sum, fmt.Errorf("object in a pack: %w", err)
 			}
 		}
 		size += length
+		objects = append(objects, o)
 	}
-	if _, err := scan.Checksum(); err != nil {
-		return 0, 0, fmt.Errorf("%w: pack: checksum: %w", ErrCorrupt, err)
+	if sum, err = scan.Checksum(); err != nil {
+		return nil, 0, sum, fmt.Errorf("%w: pack: checksum: %w", ErrCorrupt, err)
 	}
-	return count, size, nil
+	return objects, size, sum, nil
 }
 
-// storeLoose writes every object of a small pack by itself.
-func storeLoose(source io.ReadSeeker, dir string) error {
-	small := memory.NewStorage()
-	if _, err := source.Seek(0, io.SeekStart); err != nil {
-		return err
+// resolve finds the hash of every delta, and calls visit, which may be nil, with
+// every object. A delta comes right after what it is a delta of, so that little has
+// to be kept. go-git's parser has no bound on what it keeps.
+func (p *pack) resolve(ctx context.Context, objects []placed, visit func(plumbing.ObjectType, []byte) error) error {
+	bases := make(map[plumbing.Hash]int64) // of reference deltas
+	p.offset = func(h plumbing.Hash) (int64, error) {
+		if offset, ok := bases[h]; ok {
+			return offset, nil
+		}
+		return 0, plumbing.ErrObjectNotFound
 	}
-	parser, err := packfile.NewParserWithStorage(packfile.NewScanner(source), small)
+	deltas, err := sortDeltas(objects)
 	if err != nil {
 		return err
 	}
-	if _, err := parser.Parse(); err != nil {
-		return fmt.Errorf("%w: pack: %w", ErrCorrupt, err)
-	}
-	store := filesystem.NewStorage(osfs.New(filepath.Dir(dir)), cache.NewObjectLRU(0))
-	for _, object := range small.Objects {
-		if _, err := store.SetEncodedObject(object); err != nil {
-			return fmt.Errorf("write object: %w", err)
+	left := len(objects)
+	var stack []int32
+	for root := range objects {
+		if objects[root].kind.IsDelta() {
+			continue
 		}
+		for stack = append(stack, int32(root)); len(stack) > 0; left-- {
+			i := stack[len(stack)-1]
+			stack = stack[:len(stack)-1]
+			o := &objects[i]
+			if o.kind.IsDelta() || visit != nil {
+				typ, text, err := p.unpack(o.offset, func(int64) error { return ctx.Err() })
+				if err != nil {
+					return fmt.Errorf("%w: pack: %w", ErrCorrupt, err)
+				}
+				if o.kind.IsDelta() {
+					o.hash = plumbing.ComputeHash(typ, text)
+				}
+				if visit != nil {
+					if err := visit(typ, text); err != nil {
+						return err
+					}
+				}
+			}
+			stack = deltas.list(stack, deltas.first[i])
+			if i, ok := deltas.byHash[o.hash]; ok {
+				bases[o.hash] = o.offset
+				delete(deltas.byHash, o.hash)
+				stack = deltas.list(stack, i)
+			}
+		}
+	}
+	if left > 0 {
+		return fmt.Errorf("%w: pack: %d deltas have no base in it", ErrCorrupt, left)
 	}
 	return nil
 }
 
+// deltas are the deltas of each object of a pack, by index.
+type deltas struct {
+	first  []int32                 // of an object's offset deltas; none
+	byHash map[plumbing.Hash]int32 // the first of its reference deltas
+	next   []int32                 // of the same object; none
+}
+
+const none = -1
+
+func sortDeltas(objects []placed) (deltas, error) {
+	d := deltas{
+		first:  slices.Repeat([]int32{none}, len(objects)),
+		byHash: make(map[plumbing.Hash]int32),
+		next:   slices.Repeat([]int32{none}, len(objects)),
+	}
+	for i, o := range objects {
+		switch o.kind {
+		case plumbing.OFSDeltaObject:
+			base, ok := slices.BinarySearchFunc(objects, o.base, func(o placed, offset int64) int {
+				return cmp.Compare(o.offset, offset)
+			})
+			if !ok {
+				return d, fmt.Errorf("%w: pack: a delta of what is no object", ErrCorrupt)
+			}
+			d.first[base], d.next[i] = int32(i), d.first[base]
+		case plumbing.REFDeltaObject:
+			if other, ok := d.byHash[o.hash]; ok {
+				d.next[i] = other
+			}
+			d.byHash[o.hash] = int32(i)
+		}
+	}
+	return d, nil
+}
+
+// list appends a delta and those of the same object after it.
+func (d deltas) list(to []int32, i int32) []int32 {
+	for ; i != none; i = d.next[i] {
+		to = append(to, i)
+	}
+	return to
+}
+
+// storeLoose writes every object of a small pack by itself.
+func storeLoose(ctx context.Context, p *pack, objects []placed, dir string) error {
+	store := filesystem.NewStorage(osfs.New(filepath.Dir(dir)), cache.NewObjectLRU(0))
+	return p.resolve(ctx, objects, func(typ plumbing.ObjectType, text []byte) error {
+		object := &plumbing.MemoryObject{}
+		object.SetType(typ)
+		if _, err := object.Write(text); err != nil {
+			return err
+		}
+		if _, err := store.SetEncodedObject(object); err != nil {
+			return fmt.Errorf("write object: %w", err)
+		}
+		return nil
+	})
+}
+
 // storeIndexed keeps a pack as it came, with an index beside it. The index gets
 // its name last: it is what readers look for.
-func storeIndexed(source io.ReadSeeker, f *os.File, packs string) error {
-	if _, err := source.Seek(0, io.SeekStart); err != nil {
+func storeIndexed(f *os.File, packs string, objects []placed, sum plumbing.Hash) error {
+	var contents idxfile.Writer
+	if err := contents.OnHeader(uint32(len(objects))); err != nil {
 		return err
 	}
-	var observed idxfile.Writer
-	parser, err := packfile.NewParser(packfile.NewScanner(source), &observed)
-	if err != nil {
+	for _, o := range objects {
+		contents.Add(o.hash, uint64(o.offset), o.crc)
+	}
+	if err := contents.OnFooter(sum); err != nil {
 		return err
 	}
-	sum, err := parser.Parse()
+	index, err := contents.Index()
 	if err != nil {
-		return fmt.Errorf("%w: pack: %w", ErrCorrupt, err)
-	}
-	index, err := observed.Index()
-	if err != nil {
-		return fmt.Errorf("%w: pack: %w", ErrCorrupt, err)
+		return err
 	}
 	out, err := os.CreateTemp(packs, "tmp_idx_")
 	if err != nil {
@@ -158,7 +279,7 @@ func storeIndexed(source io.ReadSeeker, f *os.File, packs string) error {
 	if err := errors.Join(err, buffered.Flush(), out.Sync(), out.Close(), f.Sync()); err != nil {
 		return err
 	}
-	name := filepath.Join(packs, "pack-"+plumbing.Hash(sum).String())
+	name := filepath.Join(packs, "pack-"+sum.String())
 	if err := os.Rename(f.Name(), name+".pack"); err != nil {
 		return err
 	}

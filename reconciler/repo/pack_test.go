@@ -5,7 +5,6 @@ import (
 	"compress/zlib"
 	"context"
 	"crypto/sha1"
-	"encoding/binary"
 	"errors"
 	"os"
 	"path/filepath"
@@ -15,54 +14,6 @@ import (
 
 	"github.com/go-git/go-git/v5/plumbing"
 )
-
-// packed is one object of a pack written by hand.
-type packed struct {
-	kind byte // 1 commit, 2 tree, 3 blob, 6 offset delta, 7 reference delta
-	base []byte
-	text string
-	size int // claimed; the text's own when 0
-}
-
-// makePack writes a pack (gitformat-pack), and the offset of each object.
-func makePack(objects ...packed) (pack []byte, offsets []int) {
-	pack = binary.BigEndian.AppendUint32([]byte("PACK\x00\x00\x00\x02"), uint32(len(objects)))
-	for _, o := range objects {
-		offsets = append(offsets, len(pack))
-		size := o.size
-		if size == 0 {
-			size = len(o.text)
-		}
-		b := o.kind<<4 | byte(size&15)
-		for size >>= 4; size > 0; size >>= 7 {
-			pack = append(pack, b|0x80)
-			b = byte(size & 0x7f)
-		}
-		pack = append(append(pack, b), o.base...)
-		var z bytes.Buffer
-		w := zlib.NewWriter(&z)
-		w.Write([]byte(o.text))
-		w.Close()
-		pack = append(pack, z.Bytes()...)
-	}
-	sum := sha1.Sum(pack)
-	return append(pack, sum[:]...), offsets
-}
-
-// delta turns a base of a size into a result of a claimed size by commands.
-func delta(base, target int, commands string) string {
-	return string(binary.AppendUvarint(binary.AppendUvarint(nil, uint64(base)), uint64(target))) + commands
-}
-
-// copyAll copies up to 16 MiB from the start of the base: three bytes of size.
-func copyAll(size int) string {
-	return string([]byte{0x80 | 0x70, byte(size), byte(size >> 8), byte(size >> 16)})
-}
-
-func blobHash(text string) []byte {
-	h := plumbing.ComputeHash(plumbing.BlobObject, []byte(text))
-	return h[:]
-}
 
 func store(t testing.TB, pack []byte) (*objects, error) {
 	t.Helper()
@@ -75,7 +26,7 @@ func store(t testing.TB, pack []byte) (*objects, error) {
 	if globErr != nil || len(left) > 0 {
 		t.Errorf("left behind: %v, %v", left, globErr)
 	}
-	s, openErr := newObjects(dir)
+	s, openErr := newObjects(dir, 1<<30)
 	if openErr != nil {
 		t.Fatal(openErr)
 	}
@@ -86,22 +37,26 @@ func store(t testing.TB, pack []byte) (*objects, error) {
 func TestStorePack(t *testing.T) {
 	base := strings.Repeat("base ", 100)
 	long := base + base + "end"
-	good := []packed{
-		{kind: 3, text: base},
-		{kind: 7, base: blobHash(base), text: delta(len(base), len(long), copyAll(len(base))+copyAll(len(base))+"\x03end")},
+	longer, longest := long+"more", long+"moremost"
+	// Deltas of deltas, and some before what they are of.
+	good := []Packed{
+		{Kind: 7, Base: BlobHash(long), Text: Delta(len(long), len(longer), CopyAll(len(long))+"\x04more")},
+		{Kind: 6, Of: 0, Text: Delta(len(longer), len(longest), CopyAll(len(longer))+"\x04most")},
+		{Kind: 3, Text: base},
+		{Kind: 7, Base: BlobHash(base), Text: Delta(len(base), len(long), CopyAll(len(base))+CopyAll(len(base))+"\x03end")},
 	}
 	for _, count := range []int{0, 200} { // loose, and indexed
 		many := slices.Clone(good)
 		for i := range count {
-			many = append(many, packed{kind: 3, text: strings.Repeat("x", i+1)})
+			many = append(many, Packed{Kind: 3, Text: strings.Repeat("x", i+1)})
 		}
-		pack, _ := makePack(many...)
+		pack, _ := MakePack(many...)
 		s, err := store(t, pack)
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, want := range []string{base, long} {
-			got, err := s.blob(plumbing.Hash(blobHash(want)), 1<<20)
+		for _, want := range []string{base, long, longer, longest} {
+			got, err := s.blob(plumbing.Hash(BlobHash(want)), 1<<20)
 			if err != nil || string(got) != want {
 				t.Errorf("read %q, %v; want %q", got, err, want)
 			}
@@ -114,16 +69,16 @@ func TestStorePack(t *testing.T) {
 
 func TestHostilePacks(t *testing.T) {
 	zeros := strings.Repeat("\x00", 1<<20)
-	var growing []packed // each sixteen times the one before
-	hash, size := blobHash(zeros), 1<<20
-	growing = append(growing, packed{kind: 3, text: zeros})
+	var growing []Packed // each sixteen times the one before
+	hash, size := BlobHash(zeros), 1<<20
+	growing = append(growing, Packed{Kind: 3, Text: zeros})
 	for range 6 {
-		growing = append(growing, packed{kind: 7, base: hash, text: delta(size, 16*size, strings.Repeat(copyAll(min(size, 1<<24-1)), 16))})
+		growing = append(growing, Packed{Kind: 7, Base: hash, Text: Delta(size, 16*size, strings.Repeat(CopyAll(min(size, 1<<24-1)), 16))})
 		size *= 16
 		hash = bytes.Repeat([]byte{byte(size)}, 20)
 	}
-	pack := func(objects ...packed) []byte { p, _ := makePack(objects...); return p }
-	plain := pack(packed{kind: 3, text: "x"})
+	pack := func(objects ...Packed) []byte { p, _ := MakePack(objects...); return p }
+	plain := pack(Packed{Kind: 3, Text: "x"})
 	cyclic := bytes.Repeat([]byte{7}, 20)
 	tests := map[string]struct {
 		pack []byte
@@ -136,17 +91,17 @@ func TestHostilePacks(t *testing.T) {
 		"other checksum":         {append(slices.Clone(plain[:len(plain)-1]), ^plain[len(plain)-1]), ErrCorrupt},
 		"fewer than said":        {append([]byte("PACK\x00\x00\x00\x02\x00\x00\x00\x05"), plain[12:]...), ErrCorrupt},
 		"a billion said":         {append([]byte("PACK\x00\x00\x00\x02\x40\x00\x00\x00"), plain[12:]...), ErrLimit},
-		"longer than it says":    {pack(packed{kind: 3, text: zeros, size: 10}), ErrCorrupt},
-		"shorter than it says":   {pack(packed{kind: 3, text: "x", size: 10}), ErrCorrupt},
-		"says it is huge":        {pack(packed{kind: 3, text: "x", size: 1 << 40}), ErrLimit},
-		"unknown kind":           {pack(packed{kind: 5, text: "x"}), ErrCorrupt},
+		"longer than it says":    {pack(Packed{Kind: 3, Text: zeros, Size: 10}), ErrCorrupt},
+		"shorter than it says":   {pack(Packed{Kind: 3, Text: "x", Size: 10}), ErrCorrupt},
+		"says it is huge":        {pack(Packed{Kind: 3, Text: "x", Size: 1 << 40}), ErrLimit},
+		"unknown kind":           {pack(Packed{Kind: 5, Text: "x"}), ErrCorrupt},
 		"deltas that grow":       {pack(growing...), ErrLimit},
-		"delta of nothing here":  {pack(packed{kind: 7, base: cyclic, text: delta(1, 1, "\x01x")}), ErrCorrupt},
-		"delta of itself":        {pack(packed{kind: 6, base: []byte{0}, text: delta(1, 1, "\x01x")}), ErrCorrupt},
-		"delta of what is later": {pack(packed{kind: 6, base: []byte{0x7f}, text: delta(1, 1, "\x01x")}), ErrCorrupt},
-		"delta without sizes":    {pack(packed{kind: 3, text: "x"}, packed{kind: 7, base: blobHash("x"), text: "\xff"}), ErrCorrupt},
-		"delta past its base":    {pack(packed{kind: 3, text: "x"}, packed{kind: 7, base: blobHash("x"), text: delta(1, 1000, copyAll(1000))}), ErrCorrupt},
-		"delta of another size":  {pack(packed{kind: 3, text: "x"}, packed{kind: 7, base: blobHash("x"), text: delta(9, 1, "\x01x")}), ErrCorrupt},
+		"delta of nothing here":  {pack(Packed{Kind: 7, Base: cyclic, Text: Delta(1, 1, "\x01x")}), ErrCorrupt},
+		"delta of itself":        {pack(Packed{Kind: 6, Base: []byte{0}, Text: Delta(1, 1, "\x01x")}), ErrCorrupt},
+		"delta of what is later": {pack(Packed{Kind: 6, Base: []byte{0x7f}, Text: Delta(1, 1, "\x01x")}), ErrCorrupt},
+		"delta without sizes":    {pack(Packed{Kind: 3, Text: "x"}, Packed{Kind: 7, Base: BlobHash("x"), Text: "\xff"}), ErrCorrupt},
+		"delta past its base":    {pack(Packed{Kind: 3, Text: "x"}, Packed{Kind: 7, Base: BlobHash("x"), Text: Delta(1, 1000, CopyAll(1000))}), ErrCorrupt},
+		"delta of another size":  {pack(Packed{Kind: 3, Text: "x"}, Packed{Kind: 7, Base: BlobHash("x"), Text: Delta(9, 1, "\x01x")}), ErrCorrupt},
 		"more than asked for":    {append(slices.Clone(plain), make([]byte, 1<<20)...), ErrLimit},
 	}
 	for name, test := range tests {
@@ -161,7 +116,7 @@ func TestHostilePacks(t *testing.T) {
 func TestStorePackCanBeCancelled(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	stop()
-	pack, _ := makePack(packed{kind: 3, text: "x"})
+	pack, _ := MakePack(Packed{Kind: 3, Text: "x"})
 	if err := storePack(ctx, t.TempDir(), bytes.NewReader(pack), 1<<20); !errors.Is(err, context.Canceled) {
 		t.Errorf("%v", err)
 	}
@@ -169,9 +124,9 @@ func TestStorePackCanBeCancelled(t *testing.T) {
 
 func FuzzStorePack(f *testing.F) {
 	base := strings.Repeat("base ", 100)
-	full, offsets := makePack(packed{kind: 3, text: base},
-		packed{kind: 7, base: blobHash(base), text: delta(len(base), 3, "\x03end")},
-		packed{kind: 2, text: "100644 a.cue\x00" + string(blobHash(base))})
+	full, offsets := MakePack(Packed{Kind: 3, Text: base},
+		Packed{Kind: 7, Base: BlobHash(base), Text: Delta(len(base), 3, "\x03end")},
+		Packed{Kind: 2, Text: "100644 a.cue\x00" + string(BlobHash(base))})
 	f.Add(full)
 	f.Add(full[:offsets[1]])
 	f.Fuzz(func(t *testing.T, pack []byte) {
@@ -197,15 +152,14 @@ func FuzzStorePack(f *testing.F) {
 	})
 }
 
-func FuzzParseTree(f *testing.F) {
-	f.Add([]byte("100644 a.cue\x00" + strings.Repeat("h", 20) + "40000 dir\x00" + strings.Repeat("i", 20)))
-	f.Fuzz(func(t *testing.T, text []byte) {
-		entries, err := parseTree(text)
-		if err != nil {
-			return
-		}
+func FuzzTree(f *testing.F) {
+	f.Add("100644 a.cue\x00" + strings.Repeat("h", 20) + "40000 dir\x00" + strings.Repeat("i", 20))
+	f.Fuzz(func(t *testing.T, text string) {
 		n := 0
-		for _, e := range entries {
+		for e, err := range entries(text) {
+			if err != nil {
+				return
+			}
 			if e.name == "" || strings.ContainsAny(e.name, "/\x00") {
 				t.Errorf("name %q", e.name)
 			}
@@ -226,12 +180,12 @@ func FuzzUnpackLoose(f *testing.F) {
 	f.Add(z.Bytes())
 	dir := f.TempDir()
 	f.Fuzz(func(t *testing.T, file []byte) {
-		h := plumbing.Hash(blobHash("x"))
+		h := plumbing.Hash(BlobHash("x"))
 		path := filepath.Join(dir, h.String()[:2], h.String()[2:])
 		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), os.WriteFile(path, file, 0o600)); err != nil {
 			t.Fatal(err)
 		}
-		s, err := newObjects(dir)
+		s, err := newObjects(dir, 1<<30)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -69,11 +69,9 @@ func openRemote(u *url.URL, o Options) (*remote, error) {
 	if err := removeLeftovers(filepath.Join(r.dir, "objects", "pack")); err != nil {
 		return nil, fmt.Errorf("open cache: %w", err)
 	}
-	objects, err := newObjects(filepath.Join(r.dir, "objects"))
-	if err != nil {
+	if r.reader, err = newReader(filepath.Join(r.dir, "objects"), o.Limits); err != nil {
 		return nil, fmt.Errorf("open cache: %w", err)
 	}
-	r.reader = reader{objects, o.Limits, newKnown()}
 	return r, nil
 }
 
@@ -91,6 +89,7 @@ func (r *remote) fetch(ctx context.Context) (*Revision, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, r.opts.Limits.Timeout,
 		fmt.Errorf("no end after %s: %w", r.opts.Limits.Timeout, context.DeadlineExceeded))
 	defer cancel()
+	r.reader.objects.rest()
 	ask := func(have plumbing.Hash) (*Revision, error) {
 		session, err := r.connect(ctx)
 		if err != nil {

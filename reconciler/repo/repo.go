@@ -8,6 +8,9 @@
 // be seen is an error and never an absence: no part of a tree is left out in
 // silence.
 //
+// No link leads out of a repository's folder. Objects are looked for in other
+// folders when the repository borrows them from there (objects/info/alternates).
+//
 // The fleet's files are those named *.cue, but for names that begin with a dot and
 // what lies in such folders, and for cue.mod, which is CUE's own (schema.Wanted).
 package repo
@@ -73,7 +76,8 @@ type Source interface {
 // Limits bound what is taken from a repository. A zero field has its default.
 type Limits struct {
 	// Bytes in all *.cue files and folders of a revision together, and in one
-	// fetch from a remote. Default 64 MiB.
+	// fetch from a remote. Default 64 MiB. To get at them, 64 times as many may be
+	// unpacked of other objects between two fetches.
 	Bytes int64
 	// Files is the number of *.cue files. Default 20,000.
 	Files int
@@ -201,7 +205,7 @@ func openLocal(path string, o Options) (Source, error) {
 	if o.Folder {
 		return openFolder(path, o)
 	}
-	if clone, ok := findClone(path); ok && clone.top == path {
+	if clone, err := cloneAt(path); err == nil {
 		return openBare(clone.common, o)
 	}
 	return nil, fmt.Errorf("%w: %s has neither HEAD, objects and refs nor .git; make one with: git init --bare --initial-branch=%s %s",

@@ -100,11 +100,24 @@ func (r *Revision) String() string {
 	return s
 }
 
+// workPerByte is how many bytes may be unpacked for each that may be in a revision.
+// Git makes chains of at most 50 deltas, each of about the file's size or less.
+const workPerByte = 64
+
 // reader makes revisions from objects, and remembers what two of them share.
 type reader struct {
 	objects *objects
 	limits  Limits
 	known   *known
+}
+
+// newReader reads below an objects folder.
+func newReader(dir string, limits Limits) (reader, error) {
+	objects, err := newObjects(dir, workPerByte*limits.Bytes)
+	if err != nil {
+		return reader{}, err
+	}
+	return reader{objects, limits, newKnown()}, nil
 }
 
 // revision is the whole of a commit: every folder read, every file known to be

@@ -1,9 +1,9 @@
 package repo
 
 import (
-	"bytes"
 	"context"
 	"fmt"
+	"iter"
 	"slices"
 	"strconv"
 	"strings"
@@ -32,10 +32,10 @@ type known struct {
 	blobs   map[plumbing.Hash]blob
 }
 
-// folder is one Git tree object, without what is below it.
+// folder is one Git tree object, without what is below it. Its entries are read
+// from the text each time: by themselves they would take twice the memory.
 type folder struct {
-	bytes   int64
-	entries []entry
+	text string
 	// Counts of the *.cue files and not followed entries here and below.
 	files, notFollowed int
 }
@@ -131,15 +131,19 @@ func (w *walk) find(root plumbing.Hash, path string) (plumbing.Hash, error) {
 		if err != nil {
 			return root, err
 		}
-		entries, err := parseTree(text)
-		if err != nil {
-			return root, err
+		found := false
+		for e, err := range entries(string(text)) {
+			if err != nil {
+				return root, err
+			}
+			if found = e.name == name && e.mode == modeFolder; found {
+				root = e.hash
+				break
+			}
 		}
-		i := slices.IndexFunc(entries, func(e entry) bool { return e.name == name && e.mode == modeFolder })
-		if i < 0 {
+		if !found {
 			return root, fmt.Errorf("%w below %s", ErrEmpty, path)
 		}
-		root = entries[i].hash
 	}
 	return root, nil
 }
@@ -162,16 +166,16 @@ func (w *walk) load(h plumbing.Hash, depth int) (*folder, error) {
 		if err != nil {
 			return nil, fmt.Errorf("folder %s: %w", h, err)
 		}
-		f = &folder{bytes: int64(len(text))}
-		if f.entries, err = parseTree(text); err != nil {
-			return nil, fmt.Errorf("folder %s: %w", h, err)
-		}
+		f = &folder{text: string(text)}
 	}
-	if err := w.count(f.bytes); err != nil {
+	if err := w.count(int64(len(f.text))); err != nil {
 		return nil, err
 	}
 	files, notFollowed := 0, 0
-	for _, e := range f.entries {
+	for e, err := range entries(f.text) {
+		if err != nil {
+			return nil, fmt.Errorf("folder %s: %w", h, err)
+		}
 		if unread(e.name) {
 			continue
 		}
@@ -201,7 +205,10 @@ func (w *walk) load(h plumbing.Hash, depth int) (*folder, error) {
 
 // list appends the folder's files in the order of their paths, which is Git's own.
 func (w *walk) list(f *folder, prefix string) error {
-	for _, e := range f.entries {
+	for e, err := range entries(f.text) {
+		if err != nil {
+			return err
+		}
 		if unread(e.name) {
 			continue
 		}
@@ -272,34 +279,39 @@ func (w *walk) count(size int64) error {
 	return nil
 }
 
-// parseTree reads a tree object: "100644 name\0" and 20 bytes of hash, each
-// (gitformat-tree). Order is checked where it matters, in list.
-func parseTree(text []byte) ([]entry, error) {
-	entries := make([]entry, 0, len(text)/40)
-	for len(text) > 0 {
-		octal, rest, ok := bytes.Cut(text, []byte(" "))
-		if !ok {
-			return nil, fmt.Errorf("%w: a tree's entry has no mode", ErrCorrupt)
+// entries reads a tree object: "100644 name\0" and 20 bytes of hash, each
+// (gitformat-tree). An error is the last. Order is checked where it matters, in list.
+func entries(text string) iter.Seq2[entry, error] {
+	return func(yield func(entry, error) bool) {
+		for len(text) > 0 {
+			e, rest, err := parseEntry(text)
+			if !yield(e, err) || err != nil {
+				return
+			}
+			text = rest
 		}
-		name, rest, ok := bytes.Cut(rest, []byte{0})
-		if !ok || len(name) == 0 || bytes.Contains(name, []byte("/")) {
-			return nil, fmt.Errorf("%w: a tree's entry has no proper name", ErrCorrupt)
-		}
-		var e entry
-		if len(rest) < len(e.hash) {
-			return nil, fmt.Errorf("%w: a tree is cut off", ErrCorrupt)
-		}
-		bits, err := strconv.ParseUint(string(octal), 8, 18)
-		e.mode = mode(bits) & 0o170000
-		if err != nil || !slices.Contains([]mode{modeFolder, modeFile, modeLink, modeSubmodule}, e.mode) {
-			return nil, fmt.Errorf("%w: a tree's entry has mode %.20q", ErrCorrupt, octal)
-		}
-		e.name = string(name)
-		copy(e.hash[:], rest)
-		text = rest[len(e.hash):]
-		entries = append(entries, e)
 	}
-	return entries, nil
+}
+
+func parseEntry(text string) (e entry, rest string, err error) {
+	octal, rest, ok := strings.Cut(text, " ")
+	if !ok {
+		return e, "", fmt.Errorf("%w: a tree's entry has no mode", ErrCorrupt)
+	}
+	e.name, rest, ok = strings.Cut(rest, "\x00")
+	if !ok || e.name == "" || strings.Contains(e.name, "/") {
+		return e, "", fmt.Errorf("%w: a tree's entry has no proper name", ErrCorrupt)
+	}
+	if len(rest) < len(e.hash) {
+		return e, "", fmt.Errorf("%w: a tree is cut off", ErrCorrupt)
+	}
+	bits, err := strconv.ParseUint(octal, 8, 18)
+	e.mode = mode(bits) & 0o170000
+	if err != nil || !slices.Contains([]mode{modeFolder, modeFile, modeLink, modeSubmodule}, e.mode) {
+		return e, "", fmt.Errorf("%w: a tree's entry has mode %.20q", ErrCorrupt, octal)
+	}
+	copy(e.hash[:], rest)
+	return e, rest[len(e.hash):], nil
 }
 
 func isCUE(name string) bool { return strings.HasSuffix(name, ".cue") }
