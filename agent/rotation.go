@@ -252,7 +252,7 @@ func (r *rotor) seal(c api.AgentConfig) {
 	if !r.asks(c) || r.sealed != nil && r.sealedFor == c.Control {
 		return
 	}
-	sealed, err := join.SealRotation(r.agent.bootstrap.Name, r.ring.Current.Private, r.ring.Next.Private, c.Control)
+	sealed, err := join.SealRotation(r.agent.bootstrap.Name, r.ring.Next.For, r.ring.Current.Private, r.ring.Next.Private, c.Control)
 	if err != nil {
 		r.agent.log.Error("next key not sealed", "err", err)
 		return

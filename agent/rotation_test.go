@@ -114,7 +114,7 @@ func (r *rotating) offered(e *fakeEdge) keys.Public {
 	if len(beats) == 0 || beats[len(beats)-1].Rotation == nil {
 		return keys.Public{}
 	}
-	next, err := join.OpenRotation("rpi", r.public, r.control, beats[len(beats)-1].Rotation)
+	next, _, err := join.OpenRotation("rpi", r.public, r.control, beats[len(beats)-1].Rotation)
 	if err != nil {
 		r.t.Fatal(err)
 	}

@@ -279,7 +279,7 @@ func (r *rotated) offered(t reconciler.Turn) keys.Public {
 			if a.Heartbeat.Rotation == nil {
 				continue
 			}
-			next, err := join.OpenRotation("vm1", r.fleet.Origins["vm1"].PublicKey, r.secret.Join(), a.Heartbeat.Rotation)
+			next, _, err := join.OpenRotation("vm1", r.fleet.Origins["vm1"].PublicKey, r.secret.Join(), a.Heartbeat.Rotation)
 			if err == nil {
 				return next
 			}

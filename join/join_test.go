@@ -9,6 +9,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 
 	"pgregory.net/rapid"
 
@@ -104,34 +105,36 @@ func TestSeals(t *testing.T) {
 	}
 }
 
+var asked = time.Date(2027, 1, 1, 0, 0, 0, 0, time.UTC)
+
 func TestRotation(t *testing.T) {
 	old, next, control, other := newKey(t), newKey(t), newKey(t), newKey(t)
-	data, err := SealRotation("vm1", old, next, control.Public())
+	data, err := SealRotation("vm1", asked, old, next, control.Public())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if key, err := OpenRotation("vm1", old.Public(), control, data); err != nil || key != next.Public() {
-		t.Fatalf("%v, %v", key, err)
+	if key, at, err := OpenRotation("vm1", old.Public(), control, data); err != nil || key != next.Public() || !at.Equal(asked) {
+		t.Fatalf("%v, %v, %v", key, at, err)
 	}
 	// A key whose private half somebody else has cannot be made an agent's.
 	proof, _ := Seal(next, control.Public(), kindNextKey, "vm2")
-	stolen, _ := Seal(old, control.Public(), kindRotation, rotation{"vm1", proof})
+	stolen, _ := Seal(old, control.Public(), kindRotation, rotation{"vm1", asked, proof})
 	borrowed, _ := json.Marshal(stolen)
-	for name, open := range map[string]func() (keys.Public, error){
-		"another old key":  func() (keys.Public, error) { return OpenRotation("vm1", other.Public(), control, data) },
-		"another agent":    func() (keys.Public, error) { return OpenRotation("vm2", old.Public(), control, data) },
-		"another control":  func() (keys.Public, error) { return OpenRotation("vm1", old.Public(), other, data) },
-		"proof of another": func() (keys.Public, error) { return OpenRotation("vm1", old.Public(), control, borrowed) },
-		"sealed by a stranger": func() (keys.Public, error) {
-			forged, _ := SealRotation("vm1", other, next, control.Public())
+	for name, open := range map[string]func() (keys.Public, time.Time, error){
+		"another old key":  func() (keys.Public, time.Time, error) { return OpenRotation("vm1", other.Public(), control, data) },
+		"another agent":    func() (keys.Public, time.Time, error) { return OpenRotation("vm2", old.Public(), control, data) },
+		"another control":  func() (keys.Public, time.Time, error) { return OpenRotation("vm1", old.Public(), other, data) },
+		"proof of another": func() (keys.Public, time.Time, error) { return OpenRotation("vm1", old.Public(), control, borrowed) },
+		"sealed by a stranger": func() (keys.Public, time.Time, error) {
+			forged, _ := SealRotation("vm1", asked, other, next, control.Public())
 			return OpenRotation("vm1", old.Public(), control, forged)
 		},
 	} {
-		if key, err := open(); !errors.Is(err, ErrSeal) || !key.IsZero() {
+		if key, _, err := open(); !errors.Is(err, ErrSeal) || !key.IsZero() {
 			t.Errorf("%s: %v, %v", name, key, err)
 		}
 	}
-	if _, err := OpenRotation("vm1", old.Public(), control, []byte("{")); err == nil {
+	if _, _, err := OpenRotation("vm1", old.Public(), control, []byte("{")); err == nil {
 		t.Error("half a message was taken")
 	}
 }
@@ -210,13 +213,13 @@ func FuzzParseToken(f *testing.F) {
 
 func FuzzOpenRotation(f *testing.F) {
 	old, next, control := newKey(f), newKey(f), newKey(f)
-	data, err := SealRotation("vm1", old, next, control.Public())
+	data, err := SealRotation("vm1", asked, old, next, control.Public())
 	if err != nil {
 		f.Fatal(err)
 	}
 	f.Add(data)
 	f.Fuzz(func(t *testing.T, data []byte) {
-		if key, err := OpenRotation("vm1", old.Public(), control, data); err == nil && key != next.Public() {
+		if key, _, err := OpenRotation("vm1", old.Public(), control, data); err == nil && key != next.Public() {
 			t.Fatalf("%s gave %v", data, key)
 		}
 	})

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"time"
 
 	"golang.org/x/crypto/nacl/box"
 
@@ -79,43 +80,46 @@ const kindRotation, kindNextKey = "rotation", "next key"
 // rotation is what an agent says to replace its key.
 type rotation struct {
 	Agent string `json:"agent"`
+	// Asked is which question of the fleet's this answers (AgentConfig.RotateBefore):
+	// else an edge could bring up an older answer again.
+	Asked time.Time `json:"asked"`
 	// Next is sealed with the new key, which proves that the agent holds it.
 	Next Sealed `json:"next"`
 }
 
-// SealRotation is an agent's word, by its old key, that next is its new one, for
-// the control plane with the join key control. Whoever carries it can neither read
-// nor change it.
-func SealRotation(agent string, old, next keys.Private, control keys.Public) ([]byte, error) {
+// SealRotation is an agent's word, by its old key, that next is its new one, as it was
+// asked for with a moment, for the control plane with the join key control. Whoever
+// carries it can neither read nor change it.
+func SealRotation(agent string, asked time.Time, old, next keys.Private, control keys.Public) ([]byte, error) {
 	proof, err := Seal(next, control, kindNextKey, agent)
 	if err != nil {
 		return nil, err
 	}
-	s, err := Seal(old, control, kindRotation, rotation{agent, proof})
+	s, err := Seal(old, control, kindRotation, rotation{agent, asked.UTC(), proof})
 	if err != nil {
 		return nil, err
 	}
 	return json.Marshal(s)
 }
 
-// OpenRotation reads what SealRotation made, and returns the new key. An error is
-// ErrSeal unless both the key that the agent has now and the new one have sealed it
+// OpenRotation reads what SealRotation made, and returns the new key and with which
+// moment it was asked for. An error is ErrSeal unless both the key that the agent has now and the new one have sealed it
 // for this agent and this control plane.
-func OpenRotation(agent string, old keys.Public, control keys.Private, data []byte) (keys.Public, error) {
+func OpenRotation(agent string, old keys.Public, control keys.Private, data []byte) (next keys.Public, asked time.Time, err error) {
 	var s Sealed
 	if err := json.Unmarshal(data, &s); err != nil {
-		return keys.Public{}, fmt.Errorf("open rotation: %w", err)
+		return keys.Public{}, time.Time{}, fmt.Errorf("open rotation: %w", err)
 	}
 	var r rotation
 	if err := s.Open(control, kindRotation, &r); err != nil {
-		return keys.Public{}, err
+		return keys.Public{}, time.Time{}, err
 	}
 	var named string
 	if err := r.Next.Open(control, kindNextKey, &named); err != nil {
-		return keys.Public{}, err
+		return keys.Public{}, time.Time{}, err
 	}
 	if s.Key != old || r.Agent != agent || named != agent {
-		return keys.Public{}, fmt.Errorf("open rotation of agent %s: %w", agent, ErrSeal)
+		return keys.Public{}, time.Time{}, fmt.Errorf("open rotation of agent %s: %w", agent, ErrSeal)
 	}
-	return r.Next.Key, nil
+	return r.Next.Key, r.Asked, nil
 }

@@ -698,7 +698,11 @@ func TestKeysAreRotated(t *testing.T) {
 		w.work(t.Context())
 	}
 	// What another key signed is not taken.
-	forged, err := join.SealRotation("dev-a", next.key, next.key, w.secret.Join().Public())
+	if err := w.ledger.Rotate("dev-a", w.clock()); err != nil {
+		t.Fatal(err)
+	}
+	asked := w.Rotations(w.load().Fleet)["dev-a"]
+	forged, err := join.SealRotation("dev-a", asked, next.key, next.key, w.secret.Join().Public())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -706,7 +710,25 @@ func TestKeysAreRotated(t *testing.T) {
 	if o := w.load().Fleet.Origins["dev-a"]; !o.NextKey.IsZero() {
 		t.Fatalf("%+v", o)
 	}
-	word, err := join.SealRotation("dev-a", h.key, next.key, w.secret.Join().Public())
+	// Nor is what was signed when something else was asked for, which an edge kept.
+	stale, err := join.SealRotation("dev-a", asked.Add(-time.Hour), h.key, w.host().key, w.secret.Join().Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	see(api.Heartbeat{Rotation: stale}, false)
+	if o := w.load().Fleet.Origins["dev-a"]; !o.NextKey.IsZero() {
+		t.Fatalf("%+v", o)
+	}
+	// A key that was begun with and is lost gives way to another.
+	lost, err := join.SealRotation("dev-a", asked, h.key, w.host().key, w.secret.Join().Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	see(api.Heartbeat{Rotation: lost}, false)
+	if o := w.load().Fleet.Origins["dev-a"]; o.NextKey.IsZero() {
+		t.Fatalf("%+v", o)
+	}
+	word, err := join.SealRotation("dev-a", asked, h.key, next.key, w.secret.Join().Public())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -722,6 +744,9 @@ func TestKeysAreRotated(t *testing.T) {
 	see(api.Heartbeat{Rotation: word}, true)
 	if o = w.load().Fleet.Origins["dev-a"]; o.PublicKey != next.key.Public() || !o.NextKey.IsZero() || o.Expires == nil {
 		t.Fatalf("%+v", o)
+	}
+	if asked := w.Rotations(w.load().Fleet); len(asked) > 0 {
+		t.Errorf("still asked: %v", asked)
 	}
 	// The word of old is worth nothing now.
 	commit := w.load().Commit

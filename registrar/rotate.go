@@ -46,6 +46,7 @@ func (r *Registrar) rotate(ctx context.Context, v *View) error {
 	if v.Trouble != "" {
 		return nil // the files are not those at the head
 	}
+	asked := r.Rotations(v.Fleet)
 	var failed []error
 	for _, name := range v.Fleet.OriginNames() {
 		o := v.Fleet.Origins[name]
@@ -54,17 +55,17 @@ func (r *Registrar) rotate(ctx context.Context, v *View) error {
 			err error
 		)
 		switch beat := v.Heartbeats[name]; {
-		case o.NextKey.IsZero() && len(beat.Rotation) > 0:
-			next, oerr := join.OpenRotation(name, o.PublicKey, r.Secret.Join(), beat.Rotation)
-			if oerr != nil || next == o.PublicKey {
+		case !o.NextKey.IsZero() && v.Rotated[name]:
+			p, err = promoteKey(v, o)
+		case len(beat.Rotation) > 0:
+			next, moment, oerr := join.OpenRotation(name, o.PublicKey, r.Secret.Join(), beat.Rotation)
+			if oerr != nil || !moment.Equal(asked[name]) || next == o.PublicKey || next == o.NextKey {
 				// The rotation before, of an agent that has not heard yet that it is
-				// done; or an edge that made one up.
+				// done; or an edge that made one up, or kept an older one.
 				r.Log.Debug("rotation not taken", "agent", name, "err", oerr)
 				continue
 			}
 			p, err = addKey(v, o, next)
-		case !o.NextKey.IsZero() && v.Rotated[name]:
-			p, err = promoteKey(v, o)
 		default:
 			continue
 		}
@@ -78,6 +79,8 @@ func (r *Registrar) rotate(ctx context.Context, v *View) error {
 		}
 		if err := r.propose(ctx, p, true); err != nil {
 			failed = append(failed, err)
+		} else if v.Rotated[name] {
+			failed = append(failed, r.Ledger.Rotated(name, r.Now()))
 		}
 	}
 	return errors.Join(failed...)

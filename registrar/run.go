@@ -105,10 +105,12 @@ func (r *Registrar) settle(v *View) error {
 		live[o.PublicKey], live[o.NextKey] = true, true
 	}
 	told := false
+	var arrived []string
 	err := r.Ledger.Update(r.Now(), func(g *ledger.Registration) bool {
 		switch {
 		case live[g.Key] && g.State != join.Live:
 			g.State, g.Reason = join.Live, ""
+			arrived = append(arrived, g.Name)
 			r.Log.Info("origin registered", "agent", g.Name)
 		case !live[g.Key] && g.State == join.Live:
 			g.State, g.Reason = join.Refused, fmt.Sprintf("origin %q was removed from the fleet", g.Name)
@@ -121,6 +123,9 @@ func (r *Registrar) settle(v *View) error {
 	})
 	if told {
 		r.announce()
+	}
+	for _, name := range arrived {
+		err = errors.Join(err, r.Ledger.Rotated(name, r.Now())) // that was about another key
 	}
 	return err
 }

@@ -319,6 +319,18 @@ func (l *Ledger) Rotate(origin string, now time.Time) error {
 	})
 }
 
+// Rotated forgets what Rotate asked for an origin: it has the new key, or is another
+// host by now.
+func (l *Ledger) Rotated(origin string, now time.Time) error {
+	return l.change(now, func(c *content) error {
+		if _, asked := c.Rotations[origin]; !asked {
+			return errSame
+		}
+		delete(c.Rotations, origin)
+		return nil
+	})
+}
+
 // Rotations are the moments that origins' keys are to be newer than.
 func (l *Ledger) Rotations() (all map[string]time.Time, err error) {
 	err = l.view(func(c content) { all = maps.Clone(c.Rotations) })
