@@ -432,7 +432,7 @@ func TestBackInTime(t *testing.T) {
 func TestNATRebinds(t *testing.T) {
 	f := newTestFleet(t)
 	edge := f.newEdge(t, "tokyo", "10.77.0.10")
-	nat := newNAT(t, edge.is.Endpoint)
+	nat := newNAT(t, "127.0.0.1:0", edge.is.Endpoint)
 	behind := edge.is
 	behind.Endpoint = nat.inside.LocalAddr().String()
 	f.bootstrap.Edges, f.config.Edges = []api.AgentEdge{behind}, []api.AgentEdge{behind}

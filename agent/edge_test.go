@@ -264,9 +264,9 @@ type nat struct {
 	done    sync.WaitGroup
 }
 
-func newNAT(t *testing.T, to string) *nat {
+func newNAT(t *testing.T, at, to string) *nat {
 	t.Helper()
-	inside, err := net.ListenPacket("udp4", "127.0.0.1:0")
+	inside, err := net.ListenPacket("udp4", at)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -285,14 +285,17 @@ func newNAT(t *testing.T, to string) *nat {
 			n.mu.Unlock()
 		}
 	})
-	t.Cleanup(func() {
-		inside.Close()
-		n.mu.Lock()
-		n.outside.Close()
-		n.mu.Unlock()
-		n.done.Wait()
-	})
+	t.Cleanup(n.stop)
 	return n
+}
+
+// stop ends the nat, and with it the address at its inside.
+func (n *nat) stop() {
+	n.inside.Close()
+	n.mu.Lock()
+	n.outside.Close()
+	n.mu.Unlock()
+	n.done.Wait()
 }
 
 // rebind gives the nat another address outside; nothing comes back to the old one.

@@ -88,6 +88,25 @@ func TestRelayPassesAndRebinds(t *testing.T) {
 	}
 }
 
+func TestRelayForsakes(t *testing.T) {
+	r := NewRelay(t, mirror(t, loopback), Shape{})
+	forsaken := client(t, r)
+	ask(t, forsaken, "hello")
+	r.Forsake()
+	r.Rebind()
+	if _, err := forsaken.Write([]byte("hello?")); err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		if _, lost := r.Counts(); lost == 1 {
+			break
+		} else if time.Now().After(deadline) {
+			t.Fatal("a client that was forsaken is served")
+		}
+	}
+	ask(t, client(t, r), "hello")
+}
+
 func TestRelayDelays(t *testing.T) {
 	const delay = 30 * time.Millisecond
 	r := NewRelay(t, mirror(t, loopback), Shape{Delay: delay})

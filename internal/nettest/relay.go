@@ -37,9 +37,11 @@ type Relay struct {
 	shape   Shape
 	dice    *rand.Rand
 	clients map[netip.AddrPort]*net.UDPConn
-	queue   datagrams
-	passed  int
-	lost    int
+	// forsaken clients are never served again.
+	forsaken map[netip.AddrPort]bool
+	queue    datagrams
+	passed   int
+	lost     int
 }
 
 // NewRelay starts a relay to server. It ends with the test.
@@ -55,14 +57,15 @@ func newRelay(t testing.TB, server netip.AddrPort, shape Shape, listen func() (*
 		t.Fatalf("start relay: %v", err)
 	}
 	r := &Relay{
-		server:  server,
-		listen:  listen,
-		front:   front,
-		done:    make(chan struct{}),
-		wake:    make(chan struct{}, 1),
-		shape:   shape,
-		dice:    rand.New(rand.NewPCG(1, 2)),
-		clients: make(map[netip.AddrPort]*net.UDPConn),
+		server:   server,
+		listen:   listen,
+		front:    front,
+		done:     make(chan struct{}),
+		wake:     make(chan struct{}, 1),
+		shape:    shape,
+		dice:     rand.New(rand.NewPCG(1, 2)),
+		clients:  make(map[netip.AddrPort]*net.UDPConn),
+		forsaken: make(map[netip.AddrPort]bool),
 	}
 	r.group.Go(r.fromClients)
 	r.group.Go(r.send)
@@ -102,6 +105,17 @@ func (r *Relay) Rebind() {
 	clear(r.clients)
 }
 
+// Forsake loses for good what comes from the clients that there are and what is sent
+// to them, as a NAT does whose mapping has gone bad and is kept by every new datagram.
+// A client that goes on from another port is served.
+func (r *Relay) Forsake() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for from := range r.clients {
+		r.forsaken[from] = true
+	}
+}
+
 // Counts tells how many datagrams were passed on and how many were lost.
 func (r *Relay) Counts() (passed, lost int) {
 	r.mu.Lock()
@@ -117,7 +131,7 @@ func (r *Relay) fromClients() {
 			return
 		}
 		if back, ok := r.client(from); ok {
-			r.pass(buf[:n], func(b []byte) { back.WriteToUDPAddrPort(b, r.server) })
+			r.pass(from, buf[:n], func(b []byte) { back.WriteToUDPAddrPort(b, r.server) })
 		}
 	}
 }
@@ -146,17 +160,17 @@ func (r *Relay) client(from netip.AddrPort) (*net.UDPConn, bool) {
 			if err != nil {
 				return
 			}
-			r.pass(buf[:n], func(b []byte) { r.front.WriteToUDPAddrPort(b, from) })
+			r.pass(from, buf[:n], func(b []byte) { r.front.WriteToUDPAddrPort(b, from) })
 		}
 	})
 	return c, true
 }
 
-// pass throws the dice over a datagram.
-func (r *Relay) pass(b []byte, send func([]byte)) {
+// pass throws the dice over a datagram of a client's, in either direction.
+func (r *Relay) pass(client netip.AddrPort, b []byte, send func([]byte)) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.dice.Float64() < r.shape.Loss {
+	if r.forsaken[client] || r.dice.Float64() < r.shape.Loss {
 		r.lost++
 		return
 	}
