@@ -107,9 +107,22 @@ edge: tokyo: {
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
+	dir := filepath.Join(t.TempDir(), "fleet.git")
+	if out, err := exec.Command("git", "init", "-q", "--bare", "--initial-branch=main", dir).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	return newWorldAt(t, dir,
+		func() (Forge, error) { return bare.Open(dir, "main", bare.Options{}) },
+		func() (repo.Source, error) { return repo.Open(dir, repo.Options{}) })
+}
+
+// newWorldAt is a world whose fleet repo is bare in a folder, and is reached by a forge
+// and a source that are opened once it has a commit.
+func newWorldAt(t *testing.T, bareDir string, at func() (Forge, error), source func() (repo.Source, error)) *world {
+	t.Helper()
 	dir := t.TempDir()
 	w := &world{
-		T: t, secret: keys.Secret{7}, state: filepath.Join(dir, "state"), dir: filepath.Join(dir, "fleet.git"), clone: filepath.Join(dir, "clone"),
+		T: t, secret: keys.Secret{7}, state: filepath.Join(dir, "state"), dir: bareDir, clone: filepath.Join(dir, "clone"),
 		loader: schema.NewLoader(schema.Options{}), now: time.Now().UTC().Truncate(time.Second),
 	}
 	t.Cleanup(func() {
@@ -117,16 +130,15 @@ func newWorld(t *testing.T) *world {
 			t.Error(err)
 		}
 	})
-	w.sh("git", "init", "-q", "--bare", "--initial-branch=main", w.dir)
 	w.sh("git", "clone", "-q", w.dir, w.clone)
 	w.write("fleet.cue", fleetFile)
 	w.push("Start")
-	at, err := bare.Open(w.dir, "main", bare.Options{})
+	opened, err := at()
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.forge = &flaky{Forge: at}
-	if w.source, err = repo.Open(w.dir, repo.Options{}); err != nil {
+	w.forge = &flaky{Forge: opened}
+	if w.source, err = source(); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { w.source.Close() })
