@@ -52,6 +52,8 @@ type fakeEdge struct {
 	polls  []time.Time
 	// shakes are the handshakes begun with it while it was alive.
 	shakes []time.Time
+	// loaded edges take a handshake only when WireGuard repeats it, 5 s later.
+	loaded bool
 	// lost are ports of agents from which nothing arrives.
 	lost map[uint16]bool
 }
@@ -151,10 +153,25 @@ func (d *fakeDevice) shake(p tunnel.Peer) {
 		return
 	}
 	e.shakes = append(e.shakes, time.Now())
-	if e.knows(d) {
+	if !e.knows(d) {
+		return
+	}
+	shaken := func() {
 		d.lives[p.PublicKey] = e.life
 		d.shaken[p.PublicKey] = time.Now()
 	}
+	if !e.loaded {
+		shaken()
+		return
+	}
+	removed := d.removed[p.PublicKey]
+	time.AfterFunc(5*time.Second, func() {
+		d.world.mu.Lock()
+		defer d.world.mu.Unlock()
+		if d.removed[p.PublicKey] == removed {
+			shaken()
+		}
+	})
 }
 
 // knows reports whether the edge takes a device's key.

@@ -195,7 +195,14 @@ func (l *link) run(ctx context.Context) {
 		l.client.Close()
 		if failures++; failures > 1 {
 			l.lost(failures, err)
+			before := l.handshake()
 			l.rest(ctx, l.backoff(failures-2))
+			// An edge under load answers a handshake with a cookie, and takes the
+			// next one that WireGuard makes with it, 5 s later. To begin anew then
+			// would be to begin without a cookie.
+			if now := l.handshake(); !now.IsZero() && !now.Equal(before) && !l.elsewhere() {
+				continue
+			}
 		}
 		l.reconnect(ctx, failures)
 	}
@@ -207,7 +214,9 @@ func (l *link) run(ctx context.Context) {
 func (l *link) poll(ctx context.Context, tag string, known bool) (next string, err error) {
 	wait := time.Duration(0)
 	if known {
+		// News for all agents would have them ask in step from then on.
 		wait = l.session.agent.pace.poll
+		wait -= rand.N(wait/5 + 1)
 	}
 	ctx, cancel := context.WithTimeout(ctx, wait+l.session.agent.pace.answer)
 	defer cancel()
@@ -250,6 +259,16 @@ func (l *link) reached(ctx context.Context, refusal, obeyed string) {
 	if !was || said != refusal {
 		l.session.agent.news()
 	}
+}
+
+// handshake is when the last one with the edge completed; zero is never.
+func (l *link) handshake() time.Time { return l.session.handshakes()[l.edge.PublicKey] }
+
+// elsewhere reports whether the config names another endpoint than was last looked up.
+func (l *link) elsewhere() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.hostport != l.asked
 }
 
 // remember notes where the edge answered.

@@ -223,41 +223,88 @@ func TestAllEdgesDead(t *testing.T) {
 	})
 }
 
-// TestStorm: two hundred agents lose an edge, and come back in time, but not in
-// step.
+// TestStorm: two hundred agents lose an edge at once, and come back in time, but not
+// in step, and none asks for more than it needs.
 func TestStorm(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld()
-		f := newTestFleet(t)
-		edge := w.add(f.config.Edges[0], "127.0.0.1:51820", f.sign(t, nil))
-		agents := make([]*agent, 200)
-		for i := range agents {
-			b := f.bootstrap
-			b.Data = t.TempDir() + "/data"
-			agents[i], _ = w.run(t, b)
-		}
-		all := func() bool { return !slices.ContainsFunc(agents, func(a *agent) bool { return !up(a, "tokyo") }) }
-		until(t, time.Second, "all reached", all)
-		edge.die()
-		time.Sleep(time.Minute)
-		back := time.Now()
-		edge.live("127.0.0.1:51820")
-		until(t, promised, "all back", all)
+	const many = 200
+	for _, c := range []struct {
+		name string
+		gone time.Duration
+		// most is how many may come in one second.
+		most int
+	}{
+		// The worst moment: all have just asked, and notice in the same second. Each
+		// shakes hands once, asks, and asks again to wait for news.
+		{"a restart that nobody could see", 0, 2 * many},
+		{"a minute", time.Minute, many / 2},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld()
+				f := newTestFleet(t)
+				edge := w.add(f.config.Edges[0], "127.0.0.1:51820", f.sign(t, nil))
+				agents := make([]*agent, many)
+				for i := range agents {
+					b := f.bootstrap
+					b.Data = t.TempDir() + "/data"
+					agents[i], _ = w.run(t, b)
+				}
+				all := func() bool { return !slices.ContainsFunc(agents, func(a *agent) bool { return !up(a, "tokyo") }) }
+				until(t, time.Second, "all reached", all)
+				time.Sleep(time.Minute)
+				edge.relay(f.sign(t, serial(6))) // all answers at once, and all questions after them
+				time.Sleep(time.Second)
+				if c.gone > 0 {
+					edge.die()
+					time.Sleep(c.gone / 2)
+					before := edge.unanswered()
+					time.Sleep(c.gone / 2)
+					// Each asks, waits for an answer and rests.
+					p := defaultPace
+					if n, most := edge.unanswered()-before, int(c.gone/2/(p.answer+p.backoffMin/2))*many; n > most {
+						t.Errorf("%d questions in %v to an edge that is gone, want at most %d", n, c.gone/2, most)
+					}
+				}
+				back := time.Now()
+				edge.live("127.0.0.1:51820")
+				told := func() bool {
+					w.mu.Lock()
+					defer w.mu.Unlock()
+					asked := 0
+					for _, at := range edge.shakes {
+						if !at.Before(back) {
+							asked++
+						}
+					}
+					return asked >= many
+				}
+				took := until(t, promised, "all back", func() bool { return told() && all() })
+				time.Sleep(promised)
 
-		w.mu.Lock()
-		defer w.mu.Unlock()
-		perSecond := make(map[time.Duration]int)
-		for _, at := range edge.polls {
-			if at.After(back) {
-				perSecond[at.Sub(back).Truncate(time.Second)]++
-			}
-		}
-		for second, n := range perSecond {
-			if n > len(agents)/2 {
-				t.Errorf("%d questions in second %v", n, second)
-			}
-		}
-	})
+				w.mu.Lock()
+				defer w.mu.Unlock()
+				for what, times := range map[string][]time.Time{"handshakes": edge.shakes, "questions": edge.polls} {
+					perSecond, total, worst := make(map[time.Duration]int), 0, 0
+					for _, at := range times {
+						if at.Before(back) || at.After(back.Add(took)) {
+							continue
+						}
+						total++
+						second := at.Sub(back).Truncate(time.Second)
+						perSecond[second]++
+						worst = max(worst, perSecond[second])
+					}
+					t.Logf("all back after %v: %d %s, at most %d in a second", took, total, what, worst)
+					if worst > c.most {
+						t.Errorf("%d %s in one second, want at most %d", worst, what, c.most)
+					}
+					if what == "handshakes" && total > many*3/2 {
+						t.Errorf("%d handshakes for %d agents", total, many)
+					}
+				}
+			})
+		})
+	}
 }
 
 func TestHeartbeats(t *testing.T) {

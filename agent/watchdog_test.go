@@ -122,6 +122,24 @@ func TestHealthFollowsTheTunnel(t *testing.T) {
 	})
 }
 
+// TestEdgeUnderLoad: an edge that wants its cookie back, and so the second handshake
+// that WireGuard makes by itself, gets it.
+func TestEdgeUnderLoad(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		f, tokyo, _ := twoEdges(t, w)
+		a, _ := w.run(t, f.bootstrap)
+		until(t, time.Second, "both edges reached", func() bool { return up(a, "tokyo") && up(a, "osaka") })
+		w.mu.Lock()
+		tokyo.loaded = true
+		w.mu.Unlock()
+		tokyo.live("192.0.2.1:51820")
+		until(t, promised, "lost", func() bool { return !up(a, "tokyo") })
+		took := until(t, 2*promised, "in use again", func() bool { return up(a, "tokyo") })
+		t.Logf("in use again %v after it was lost", took)
+	})
+}
+
 // TestPortsForOneLostEdge: an edge that is gone for a day costs those that are there
 // few ports.
 func TestPortsForOneLostEdge(t *testing.T) {
