@@ -32,7 +32,8 @@ main() {
 	has curl || has wget || die "this needs curl or wget, and neither is installed"
 	platform
 	tmp=$(mktemp -d)
-	trap '[ -z "$asking" ] || stty echo </dev/tty; rm -rf "$tmp"' EXIT
+	# A terminal that is gone must not keep the files.
+	trap 'rm -rf "$tmp"; [ -z "$asking" ] || stty echo </dev/tty || :' EXIT
 	trap 'exit 129' HUP
 	trap 'exit 130' INT
 	trap 'exit 143' TERM
