@@ -32,8 +32,8 @@ main() {
 	has curl || has wget || die "this needs curl or wget, and neither is installed"
 	platform
 	tmp=$(mktemp -d)
-	# A terminal that is gone must not keep the files.
-	trap 'rm -rf "$tmp"; [ -z "$asking" ] || stty echo </dev/tty || :' EXIT
+	# Neither an impatient interrupt nor a terminal that is gone keeps the files.
+	trap 'trap "" HUP INT TERM; rm -rf "$tmp"; [ -z "$asking" ] || stty echo </dev/tty || :' EXIT
 	trap 'exit 129' HUP
 	trap 'exit 130' INT
 	trap 'exit 143' TERM

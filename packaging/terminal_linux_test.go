@@ -100,6 +100,7 @@ func (h *host) terminal(t *testing.T, script []byte, question, answer string, ar
 	go func() {
 		cmd.Wait()
 		close(ended)
+		typist.Wait() // an interrupt throws away what is still to be shown
 		fmt.Fprint(tty, end)
 	}()
 	var seen strings.Builder
