@@ -173,7 +173,10 @@ func (l *link) run(ctx context.Context) {
 	// that was restarted a moment ago look the same.
 	tag, failures := "", 0
 	for ctx.Err() == nil {
-		asked := time.Now()
+		asked, before := time.Now(), time.Time{}
+		if failures > 0 {
+			before = l.handshake()
+		}
 		next, err := l.poll(ctx, tag, failures == 0 && l.isUp())
 		if ctx.Err() != nil {
 			return
@@ -195,12 +198,7 @@ func (l *link) run(ctx context.Context) {
 		l.client.Close()
 		if failures++; failures > 1 {
 			l.lost(failures, err)
-			before := l.handshake()
-			l.rest(ctx, l.backoff(failures-2))
-			// An edge under load answers a handshake with a cookie, and takes the
-			// next one that WireGuard makes with it, 5 s later. To begin anew then
-			// would be to begin without a cookie.
-			if now := l.handshake(); !now.IsZero() && !now.Equal(before) && !l.elsewhere() {
+			if l.mended(ctx, before, l.backoff(failures-2)) {
 				continue
 			}
 		}
@@ -355,14 +353,33 @@ func (l *link) backoff(n int) time.Duration {
 	return d/2 + rand.N(d/2+1)
 }
 
-func (l *link) rest(ctx context.Context, d time.Duration) {
+// rest reports whether it lasted for all of d.
+func (l *link) rest(ctx context.Context, d time.Duration) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
 	case <-t.C:
+		return true
 	case <-l.moved:
 	case <-ctx.Done():
 	}
+	return false
+}
+
+// mended rests for d at most, and reports whether WireGuard has mended the tunnel by
+// itself: there was another handshake than before. It repeats a handshake after 5 s, and an edge under load takes no
+// other than that, since it comes with the cookie that the first was answered with.
+func (l *link) mended(ctx context.Context, before time.Time, d time.Duration) bool {
+	for tick := l.session.agent.pace.tick; d > 0; d -= tick {
+		whole := l.rest(ctx, min(d, tick))
+		if now := l.handshake(); !now.IsZero() && !now.Equal(before) && !l.elsewhere() {
+			return true
+		}
+		if !whole {
+			return false
+		}
+	}
+	return false
 }
 
 // beat sends heartbeats: at intervals, and soon after news. One that is not
