@@ -206,8 +206,6 @@ func (w *world) push(message string) {
 	w.sh("git", "push", "-q", "origin", "HEAD:main")
 }
 
-func (w *world) pull() { w.Helper(); w.sh("git", "pull", "-q", "--rebase", "origin", "main") }
-
 // load is the view that a turn of the reconciler would give.
 func (w *world) load() View {
 	w.Helper()
