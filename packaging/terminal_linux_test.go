@@ -96,7 +96,14 @@ func (h *host) terminal(t *testing.T, script []byte, question, answer string, ar
 	const end = "the screen ends here"
 	var typist sync.WaitGroup
 	defer typist.Wait()
-	ended := make(chan struct{})
+	asking, ended := make(chan struct{}), make(chan struct{})
+	typist.Go(func() {
+		select {
+		case <-asking:
+			typing(keyboard, answer, ended)
+		case <-ended:
+		}
+	})
 	go func() {
 		cmd.Wait()
 		close(ended)
@@ -116,7 +123,7 @@ func (h *host) terminal(t *testing.T, script []byte, question, answer string, ar
 			if shows(t, tty) {
 				t.Error("the token would show")
 			}
-			typist.Go(func() { typing(keyboard, answer, ended) })
+			close(asking)
 		}
 	}
 	if !shows(t, tty) {

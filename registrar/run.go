@@ -195,18 +195,18 @@ func (r *Registrar) assign(v *View) error {
 	if err != nil {
 		return err
 	}
-	owner := map[string]string{}
+	// Those that have an address keep it before others look for one.
 	used := taken(v.Fleet, nil)
-	for _, o := range v.Fleet.Origins {
-		owner[o.TunnelAddress.String()] = o.Name
+	keeps := map[keys.Public]bool{}
+	for _, g := range all {
+		if pending(g) && g.Address.IsValid() && !used[g.Address] && v.Fleet.Network.Contains(g.Address) {
+			used[g.Address], keeps[g.Key] = true, true
+		}
 	}
 	changes := map[keys.Public]ledger.Registration{}
 	var fresh []ledger.Registration
 	for _, g := range all {
 		if !pending(g) || g.State == join.Merged {
-			if pending(g) {
-				used[g.Address] = true
-			}
 			continue
 		}
 		was := g
@@ -218,7 +218,7 @@ func (r *Registrar) assign(v *View) error {
 		switch {
 		case exists:
 			g.Address = o.TunnelAddress
-		case !g.Address.IsValid(), used[g.Address], !v.Fleet.Network.Contains(g.Address):
+		case !keeps[g.Key]:
 			if g.Address, err = free(v.Fleet.Network, used); err != nil {
 				return err
 			}
