@@ -24,7 +24,7 @@ func (r *Registrar) routes(mux *http.ServeMux) {
 	mux.HandleFunc("GET "+join.Path, func(w http.ResponseWriter, _ *http.Request) {
 		v := r.seen()
 		if v == nil {
-			busy(w, "the control plane has only just started")
+			busy(w, errStarting.Error())
 			return
 		}
 		reply(w, join.Hello{Fleet: v.Fleet.Name, Control: r.Secret.Join().Public(), Now: r.Now().UTC()})
@@ -41,7 +41,7 @@ func (r *Registrar) question(w http.ResponseWriter, req *http.Request) {
 	case r.waiting <- struct{}{}:
 		defer func() { <-r.waiting }()
 	default:
-		busy(w, "too many hosts wait at once")
+		busy(w, errCrowded.Error())
 		return
 	}
 	data, err := io.ReadAll(http.MaxBytesReader(w, req.Body, maxQuestion))
@@ -61,7 +61,7 @@ func (r *Registrar) question(w http.ResponseWriter, req *http.Request) {
 	}
 	a, err := r.answer(req.Context(), sealed.Key, q)
 	switch {
-	case errors.Is(err, errStarting):
+	case errors.Is(err, errStarting), errors.Is(err, errCrowded):
 		busy(w, err.Error())
 		return
 	case err != nil:
@@ -92,7 +92,10 @@ func reply(w http.ResponseWriter, v any) {
 	_ = json.NewEncoder(w).Encode(v)
 }
 
-var errStarting = errors.New("the control plane has only just started")
+var (
+	errStarting = errors.New("the control plane has only just started")
+	errCrowded  = errors.New("too many hosts wait at once")
+)
 
 // answer is what a host with a key is told. An error is the control plane's own
 // trouble.
@@ -108,6 +111,7 @@ func (r *Registrar) answer(ctx context.Context, key keys.Public, q join.Question
 	}
 	end := time.NewTimer(min(max(q.Wait, 0), join.MaxWait))
 	defer end.Stop()
+	held := false // a place among the unknown
 	for {
 		news := r.news()
 		a, err := r.standing(key)
@@ -121,6 +125,15 @@ func (r *Registrar) answer(ctx context.Context, key keys.Public, q join.Question
 		}
 		if a.State != q.Seen {
 			return a, nil
+		}
+		if a.State == join.Unknown && !held {
+			select {
+			case r.unknown <- struct{}{}:
+				defer func() { <-r.unknown }()
+				held = true
+			default:
+				return join.Answer{}, errCrowded
+			}
 		}
 		select {
 		case <-news:
@@ -209,10 +222,8 @@ func shortest(a, b time.Duration) time.Duration {
 // standing is how things stand with a key.
 func (r *Registrar) standing(key keys.Public) (join.Answer, error) {
 	v := r.seen()
-	for name, o := range v.Fleet.Origins {
-		if o.PublicKey != key && o.NextKey != key {
-			continue
-		}
+	if name, ok := v.byKey[key]; ok {
+		o := v.Fleet.Origins[name]
 		if o.Expires != nil && !r.Now().Before(*o.Expires) {
 			return join.Answer{State: join.Refused, Reason: fmt.Sprintf("origin %q ended at %s", name, o.Expires.UTC().Format(time.RFC3339))}, nil
 		}

@@ -59,6 +59,9 @@ type View struct {
 	Rotated map[string]bool
 	// Trouble says why the repo's head is not what is live; "" when it is.
 	Trouble string
+
+	// byKey names the origin that has a key, or is to have it.
+	byKey map[keys.Public]string
 }
 
 // Registrar is a control plane's. Its fields are set before its methods are used.
@@ -76,6 +79,7 @@ type Registrar struct {
 	limits  []*rate.Limiter // of proposals
 	asked   *rate.Limiter   // of questions
 	waiting chan struct{}   // a place for each question that is held
+	unknown chan struct{}   // the same for hosts that the control plane does not know
 	kick    chan struct{}
 
 	mu   sync.Mutex
@@ -99,8 +103,9 @@ const (
 	// proposals to the forge: a person who scripts something wrong must not use up
 	// a budget that the fleet's reconciler shares.
 	perMinute, perHour = 20, 200
-	// questions a second, and how many are held at once.
-	questions, held = 200, 2000
+	// questions a second, how many are held at once, and how many of them of hosts
+	// that the control plane does not know: anybody can be one.
+	questions, held, heldUnknown = 200, 2000, 200
 )
 
 func (r *Registrar) setUp() {
@@ -116,7 +121,7 @@ func (r *Registrar) setUp() {
 			rate.NewLimiter(rate.Every(time.Hour/perHour), perHour),
 		}
 		r.asked = rate.NewLimiter(questions, 2*questions)
-		r.waiting = make(chan struct{}, held)
+		r.waiting, r.unknown = make(chan struct{}, held), make(chan struct{}, heldUnknown)
 		r.kick = make(chan struct{}, 1)
 		r.changed = make(chan struct{})
 		r.proposed = map[string][32]byte{}
@@ -127,6 +132,13 @@ func (r *Registrar) setUp() {
 // See tells the registrar how the fleet is after a turn. It does not block.
 func (r *Registrar) See(v View) {
 	r.setUp()
+	v.byKey = make(map[keys.Public]string, len(v.Fleet.Origins))
+	for name, o := range v.Fleet.Origins {
+		v.byKey[o.PublicKey] = name
+		if !o.NextKey.IsZero() {
+			v.byKey[o.NextKey] = name
+		}
+	}
 	r.mu.Lock()
 	r.view = &v
 	r.mu.Unlock()

@@ -56,7 +56,9 @@ type flaky struct {
 	trouble error
 	// proposals and merges count calls.
 	proposals, merges atomic.Int32
-	protected         atomic.Bool
+	// refused is the error for branches with a text in their name.
+	refused   map[string]error
+	protected atomic.Bool
 }
 
 func (f *flaky) fail(err error) {
@@ -64,6 +66,8 @@ func (f *flaky) fail(err error) {
 	f.trouble = err
 	f.mu.Unlock()
 }
+
+func (f *flaky) refuse(part string, err error) { f.refused = map[string]error{part: err} }
 
 func (f *flaky) ill() error {
 	f.mu.Lock()
@@ -75,6 +79,11 @@ func (f *flaky) Propose(ctx context.Context, p forge.Proposal) (forge.Pull, erro
 	f.proposals.Add(1)
 	if err := f.ill(); err != nil {
 		return forge.Pull{}, err
+	}
+	for part, err := range f.refused {
+		if strings.Contains(p.Branch, part) {
+			return forge.Pull{}, err
+		}
 	}
 	return f.Forge.Propose(ctx, p)
 }
@@ -666,6 +675,117 @@ func TestAPersonSaysNo(t *testing.T) {
 	}
 }
 
+// What a person made something else of while merging it ends, and says so.
+func TestMergedAsSomethingElse(t *testing.T) {
+	w := newWorld(t)
+	h := w.host()
+	h.register(join.Registration{Token: w.token(ledger.Scope{}), Name: "vm1"})
+	w.step()
+	pull, err := w.forge.Find(t.Context(), join.Branch("vm1", h.key.Public()))
+	if err == nil {
+		err = w.forge.Merge(t.Context(), pull)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.sh("git", "pull", "-q", "origin", "main")
+	w.sh("git", "rm", "-q", "origins/vm1.cue")
+	w.push("Take it back")
+	w.later(2 * lookEvery)
+	w.step()
+	if a := h.ask(join.Question{}); a.State != join.Merged {
+		t.Fatalf("%+v", a)
+	}
+	w.later(2 * mergedLimit)
+	w.step()
+	if a := h.ask(join.Question{}); a.State != join.Refused || !strings.Contains(a.Reason, "took it back") {
+		t.Errorf("%+v", a)
+	}
+}
+
+// One proposal that the forge does not take holds up neither other hosts nor keys.
+func TestOneIsNotTaken(t *testing.T) {
+	w := newWorld(t)
+	h, next, stuck := w.host(), w.host(), w.host()
+	scope := ledger.Scope{Automatic: true, Hosts: []string{"*.dev.kokoa.test"}}
+	h.register(join.Registration{Token: w.token(scope), Name: "dev-a", Temporary: time.Hour})
+	w.step()
+	w.forge.refuse("dev-stuck", errors.New("422 Unprocessable Entity"))
+	stuck.register(join.Registration{Token: w.token(scope), Name: "dev-stuck", Temporary: time.Hour})
+	if err := w.ledger.Rotate("dev-a", w.clock()); err != nil {
+		t.Fatal(err)
+	}
+	v := w.load()
+	word, err := join.SealRotation("dev-a", w.Rotations(v.Fleet)["dev-a"], h.key, next.key, w.secret.Join().Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	v.Heartbeats = map[string]api.Heartbeat{"dev-a": {Rotation: word}}
+	w.See(v)
+	w.work(t.Context())
+	if o := w.load().Fleet.Origins["dev-a"]; o.NextKey != next.key.Public() {
+		t.Errorf("the key waits: %+v", o)
+	}
+	if a := stuck.ask(join.Question{}); a.State != join.Accepted || !strings.Contains(a.Reason, "422") {
+		t.Errorf("%+v", a)
+	}
+}
+
+// A host's file is not edited as it was at the last commit that loads, when there is
+// a newer one.
+func TestTheHeadIsBroken(t *testing.T) {
+	w := newWorld(t)
+	w.write("origins/vm1.cue", "package fleet\n\norigin: vm1: {\n\tpublic_key:     \"rO6bmPIEf1sddaSyvdgZdI16ghHbYJJCMwQ/MHhA1hg=\"\n\ttunnel_address: \"10.86.9.9\"\n}\n")
+	w.push("vm1")
+	w.turn()
+	h := w.host()
+	h.register(join.Registration{Token: w.token(ledger.Scope{}), Name: "vm1"})
+	v := w.load()
+	v.Trouble = "routes/x.cue:1:1: no"
+	w.See(v)
+	w.work(t.Context())
+	if n := w.forge.proposals.Load(); n != 0 {
+		t.Errorf("%d proposals", n)
+	}
+	w.turn()
+	w.work(t.Context())
+	if a := h.ask(join.Question{}); a.State != join.Proposed {
+		t.Errorf("%+v", a)
+	}
+}
+
+// Hosts that nobody knows wait in few places, and those that are known beside them.
+func TestStrangersDoNotCrowd(t *testing.T) {
+	w := newWorld(t)
+	known := w.host()
+	known.register(join.Registration{Token: w.token(ledger.Scope{}), Name: "vm1"})
+	w.step()
+	ctx, cancel := context.WithCancel(t.Context())
+	var all sync.WaitGroup
+	defer all.Wait()
+	defer cancel()
+	var crowded atomic.Int32
+	for range heldUnknown + 20 {
+		stranger := w.host()
+		all.Go(func() {
+			c := join.Client{URL: w.server.URL, Control: w.secret.Join().Public(), Key: stranger.key}
+			for ctx.Err() == nil && crowded.Load() == 0 {
+				if _, err := c.Ask(ctx, join.Question{Seen: join.Unknown, Wait: join.MaxWait}); errors.Is(err, join.ErrBusy) && strings.Contains(err.Error(), "wait at once") {
+					crowded.Add(1)
+				}
+			}
+		})
+	}
+	for began := time.Now(); crowded.Load() == 0; time.Sleep(10 * time.Millisecond) {
+		if time.Since(began) > 20*time.Second {
+			t.Fatal("strangers take every place")
+		}
+	}
+	if a := known.ask(join.Question{Seen: join.Proposed, Wait: time.Millisecond}); a.State != join.Proposed {
+		t.Errorf("%+v", a)
+	}
+}
+
 // A proposal budget keeps whoever has a token of many uses from using up the forge's.
 func TestProposalsAreBounded(t *testing.T) {
 	w := newWorld(t)
@@ -764,10 +884,11 @@ func TestKeysAreRotated(t *testing.T) {
 	if w.load().Commit != commit {
 		t.Error("the same rotation was begun again")
 	}
-	for _, key := range []host{next} {
-		if a := key.ask(join.Question{}); a.State != join.Live {
-			t.Errorf("%+v", a)
-		}
+	if a := h.ask(join.Question{}); a.State != join.Refused || !strings.Contains(a.Reason, "has another key by now") {
+		t.Errorf("the old key: %+v", a)
+	}
+	if a := next.ask(join.Question{}); a.State != join.Live {
+		t.Errorf("%+v", a)
 	}
 }
 

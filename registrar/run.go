@@ -23,6 +23,8 @@ const (
 	lookEvery = time.Minute
 	// restMin and restMax bound the time that a forge in trouble is left alone.
 	restMin, restMax = 2 * time.Second, 5 * time.Minute
+	// mergedLimit is how long the repo may take to show what was merged.
+	mergedLimit = 10 * time.Minute
 	// idle is how often there is a look when nothing happens.
 	idle = 30 * time.Second
 )
@@ -57,17 +59,20 @@ func (r *Registrar) work(ctx context.Context) time.Duration {
 	if wait := r.rest.Sub(r.Now()); wait > 0 {
 		return wait
 	}
-	err := r.registrations(ctx, v)
-	if err == nil {
-		err = r.rotate(ctx, v)
-	}
-	if err == nil {
-		err = r.cleanUp(ctx, v)
+	var (
+		err   error
+		limit forge.LimitError
+	)
+	// One pull request that the forge does not take must not hold up the others.
+	for _, step := range []func(context.Context, *View) error{r.registrations, r.rotate, r.cleanUp} {
+		err = errors.Join(err, step(ctx, v))
+		if errors.Is(err, errBudget) || errors.As(err, &limit) || ctx.Err() != nil {
+			break
+		}
 	}
 	if ctx.Err() != nil {
 		return idle
 	}
-	var limit forge.LimitError
 	switch {
 	case err == nil:
 		if r.failures > 0 {
@@ -100,21 +105,24 @@ func pending(g ledger.Registration) bool {
 // settle notes what the fleet says of registrations by itself: which are live, and
 // which were and are gone.
 func (r *Registrar) settle(v *View) error {
-	live := map[keys.Public]bool{}
-	for _, o := range v.Fleet.Origins {
-		live[o.PublicKey], live[o.NextKey] = true, true
-	}
 	told := false
 	var arrived []string
 	err := r.Ledger.Update(r.Now(), func(g *ledger.Registration) bool {
+		_, live := v.byKey[g.Key]
+		_, exists := v.Fleet.Origins[g.Name]
 		switch {
-		case live[g.Key] && g.State != join.Live:
+		case live && g.State != join.Live:
 			g.State, g.Reason = join.Live, ""
 			arrived = append(arrived, g.Name)
 			r.Log.Info("origin registered", "agent", g.Name)
-		case !live[g.Key] && g.State == join.Live:
+		case !live && g.State == join.Live && exists:
+			g.State, g.Reason = join.Refused, fmt.Sprintf("origin %q has another key by now", g.Name)
+		case !live && g.State == join.Live:
 			g.State, g.Reason = join.Refused, fmt.Sprintf("origin %q was removed from the fleet", g.Name)
 			r.Log.Info("origin removed", "agent", g.Name)
+		case !live && g.State == join.Merged && v.Trouble == "" && r.Now().Sub(g.Changed) > mergedLimit:
+			g.State, g.Reason = join.Refused, "the pull request was merged, and the fleet has no origin with this host's key: somebody changed it, or took it back"
+			r.Log.Warn("registration refused", "agent", g.Name, "reason", g.Reason)
 		default:
 			return false
 		}
@@ -132,10 +140,7 @@ func (r *Registrar) settle(v *View) error {
 
 // explain tells the hosts that wait what holds them up.
 func (r *Registrar) explain(trouble error) {
-	reason := ""
-	if trouble != nil {
-		reason = "the control plane cannot reach the fleet repo's forge, and goes on trying: " + trouble.Error()
-	}
+	reason := "it could not be proposed yet, and the control plane goes on trying: " + trouble.Error()
 	r.update(func(g *ledger.Registration) bool {
 		if g.State != join.Accepted || g.Reason == reason {
 			return false
@@ -286,8 +291,12 @@ func (r *Registrar) group(ctx context.Context, v *View, branch string, group []l
 		r.refuse(branch, fmt.Sprintf("the file of the origin cannot be written: %v", err))
 		return nil
 	}
-	if v.Trouble == "" && slices.ContainsFunc(group, func(g ledger.Registration) bool { _, exists := v.Fleet.Origins[g.Name]; return exists }) {
-		p.Base = v.Commit // a file is edited, not made
+	if slices.ContainsFunc(group, func(g ledger.Registration) bool { _, exists := v.Fleet.Origins[g.Name]; return exists }) {
+		// A file is edited, not made: it must be the one at the head.
+		if v.Trouble != "" {
+			return nil
+		}
+		p.Base = v.Commit
 	}
 	fresh := slices.ContainsFunc(group, func(g ledger.Registration) bool { return g.State == join.Accepted })
 	if !fresh && r.proposed[branch] == digest(p) {
