@@ -7,6 +7,7 @@ import (
 
 	"github.com/kokoa-proxy/kokoa/join"
 	"github.com/kokoa-proxy/kokoa/reconciler/repo"
+	"github.com/kokoa-proxy/kokoa/registrar/forge"
 	"github.com/kokoa-proxy/kokoa/registrar/forge/github"
 	"github.com/kokoa-proxy/kokoa/registrar/forge/github/githubtest"
 	"github.com/kokoa-proxy/kokoa/registrar/ledger"
@@ -18,7 +19,7 @@ import (
 func TestOnGitHub(t *testing.T) {
 	server := githubtest.New(t)
 	w := newWorldAt(t, server.Dir,
-		func() (Forge, error) {
+		func() (forge.Forge, error) {
 			return github.Open(github.Config{
 				URL: server.URL, Owner: server.Owner, Repo: server.Repo, Branch: server.Branch, HTTP: server.Client(),
 				App: github.App{ID: server.App.ID, Installation: server.App.Installation, PrivateKey: server.App.PrivateKey},

@@ -51,7 +51,7 @@ type world struct {
 
 // flaky is a forge with trouble on demand.
 type flaky struct {
-	Forge
+	forge.Forge
 	mu      sync.Mutex
 	trouble error
 	// proposals and merges count calls.
@@ -121,13 +121,13 @@ func newWorld(t *testing.T) *world {
 		t.Fatalf("%v: %s", err, out)
 	}
 	return newWorldAt(t, dir,
-		func() (Forge, error) { return bare.Open(dir, "main", bare.Options{}) },
+		func() (forge.Forge, error) { return bare.Open(dir, "main", bare.Options{}) },
 		func() (repo.Source, error) { return repo.Open(dir, repo.Options{}) })
 }
 
 // newWorldAt is a world whose fleet repo is bare in a folder, and is reached by a forge
 // and a source that are opened once it has a commit.
-func newWorldAt(t *testing.T, bareDir string, at func() (Forge, error), source func() (repo.Source, error)) *world {
+func newWorldAt(t *testing.T, bareDir string, at func() (forge.Forge, error), source func() (repo.Source, error)) *world {
 	t.Helper()
 	dir := t.TempDir()
 	w := &world{

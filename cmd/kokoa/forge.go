@@ -12,7 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/kokoa-proxy/kokoa/reconciler/repo"
-	"github.com/kokoa-proxy/kokoa/registrar"
+	"github.com/kokoa-proxy/kokoa/registrar/forge"
 	"github.com/kokoa-proxy/kokoa/registrar/ledger"
 )
 
@@ -63,7 +63,7 @@ var errNoForge = errors.New("no forge")
 
 // forge opens the one that keeps the fleet repo. The error is errNoForge when there is
 // none, or it cannot be told which.
-func (o *control) forge(g forging, log *slog.Logger) (registrar.Forge, error) {
+func (o *control) forge(g forging, log *slog.Logger) (forge.Forge, error) {
 	at := home(o.repo)
 	s := forgeSetting{repo: strings.TrimPrefix(at, "file://"), branch: o.branch, base: g.url, forging: g, log: log}
 	kind := g.kind

@@ -20,7 +20,7 @@ import (
 	"github.com/kokoa-proxy/kokoa/reconciler/dns"
 	"github.com/kokoa-proxy/kokoa/reconciler/dns/builtin"
 	"github.com/kokoa-proxy/kokoa/reconciler/dns/rfc2136"
-	"github.com/kokoa-proxy/kokoa/registrar"
+	"github.com/kokoa-proxy/kokoa/registrar/forge"
 	"github.com/kokoa-proxy/kokoa/registrar/forge/bare"
 	"github.com/kokoa-proxy/kokoa/registrar/forge/gitea"
 	"github.com/kokoa-proxy/kokoa/registrar/forge/github"
@@ -34,17 +34,17 @@ var providers = map[fleet.DNSProvider]func(*zones, *fleet.Fleet) (map[string]dns
 }
 
 // forges are all the makes of forge that Kokoa knows.
-var forges = map[string]func(forgeSetting) (registrar.Forge, error){
-	"bare": func(s forgeSetting) (registrar.Forge, error) {
+var forges = map[string]func(forgeSetting) (forge.Forge, error){
+	"bare": func(s forgeSetting) (forge.Forge, error) {
 		return bare.Open(s.repo, s.branch, bare.Options{Approve: approval})
 	},
-	"gitea": func(s forgeSetting) (registrar.Forge, error) {
+	"gitea": func(s forgeSetting) (forge.Forge, error) {
 		return gitea.Open(gitea.Config{
 			URL: cmp.Or(s.base, s.web()), Owner: s.owner, Repo: s.name, Branch: s.branch,
 			Token: gitea.Token(s.token), Log: s.log,
 		})
 	},
-	"github": func(s forgeSetting) (registrar.Forge, error) {
+	"github": func(s forgeSetting) (forge.Forge, error) {
 		c := github.Config{URL: s.base, Owner: s.owner, Repo: s.name, Branch: s.branch, Token: s.token, Log: s.log}
 		if s.app != 0 {
 			key, err := os.ReadFile(s.appKey)

@@ -82,7 +82,7 @@ func (t transport) RoundTrip(r *http.Request) (*http.Response, error) { return t
 func (r *repo) place(t *testing.T) forgetest.Place {
 	return forgetest.Place{
 		Forge:    r.open(t, r.token),
-		Again:    func(t *testing.T) forgetest.Forge { return r.open(t, r.token) },
+		Again:    func(t *testing.T) forge.Forge { return r.open(t, r.token) },
 		Base:     base,
 		Commit:   r.person.Commit,
 		Read:     r.person.Read,

@@ -11,7 +11,6 @@ import (
 	"testing"
 
 	"github.com/kokoa-proxy/kokoa/registrar/forge"
-	"github.com/kokoa-proxy/kokoa/registrar/forge/forgetest"
 )
 
 // proposal is the one that these tests are about.
@@ -24,7 +23,7 @@ func proposal(content string) forge.Proposal {
 	}
 }
 
-func propose(t *testing.T, f forgetest.Forge, p forge.Proposal) forge.Pull {
+func propose(t *testing.T, f forge.Forge, p forge.Proposal) forge.Pull {
 	t.Helper()
 	pull, err := f.Propose(t.Context(), p)
 	if err != nil {

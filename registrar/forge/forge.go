@@ -5,6 +5,7 @@
 package forge
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"time"
@@ -55,6 +56,28 @@ type Pull struct {
 	// URL is where people see it; for a bare repository, the command that approves
 	// it.
 	URL string
+}
+
+// Forge is where the fleet repo is kept. Its methods may be called at once from
+// several goroutines, for different branches.
+type Forge interface {
+	// Propose makes the proposal's branch one commit on top of the base branch's
+	// head, and sees that exactly one pull request of it is open. One that is open
+	// is found and brought up to date, and nothing is written when it already says
+	// the same and still applies. A pull request of the branch that was closed or
+	// merged earlier does not count.
+	Propose(ctx context.Context, p Proposal) (Pull, error)
+	// Find is the branch's newest pull request, in whatever state, or ErrNoPull.
+	Find(ctx context.Context, branch string) (Pull, error)
+	// Merge merges a pull request whose head is still p.Head, and removes its
+	// branch. Merging one that is merged already is no error. Errors can be tested
+	// for ErrConflict and ErrProtected.
+	Merge(ctx context.Context, p Pull) error
+	// Close closes a pull request without merging it, says why in a comment where
+	// there are comments, and removes its branch. One that is closed is no error.
+	Close(ctx context.Context, p Pull, why string) error
+	// String names the place, without credentials.
+	String() string
 }
 
 // The errors that a caller may ask for with errors.Is. Everything else is the

@@ -74,7 +74,7 @@ func Open(dir, branch string, o Options) (*Forge, error) {
 func (f *Forge) String() string { return f.dir }
 
 // Propose makes the branch one commit on the base branch's head. See
-// registrar.Forge.
+// forge.Forge.
 func (f *Forge) Propose(ctx context.Context, p forge.Proposal) (forge.Pull, error) {
 	branch, err := f.branch(p.Branch)
 	if err != nil {
@@ -121,7 +121,7 @@ func (f *Forge) propose(ctx context.Context, branch plumbing.ReferenceName, p fo
 	return next, f.mark(ctx, branch, next)
 }
 
-// Find finds the branch's newest pull request. See registrar.Forge.
+// Find finds the branch's newest pull request. See forge.Forge.
 func (f *Forge) Find(ctx context.Context, branch string) (forge.Pull, error) {
 	name, err := f.branch(branch)
 	if err != nil {
@@ -184,7 +184,7 @@ func (f *Forge) heads(branch plumbing.ReferenceName) (head, marked plumbing.Hash
 }
 
 // Merge moves the base branch to the pull request's head, or to a merge commit when
-// the base branch has moved elsewhere. See registrar.Forge.
+// the base branch has moved elsewhere. See forge.Forge.
 func (f *Forge) Merge(ctx context.Context, p forge.Pull) error {
 	branch, err := f.branch(p.Branch)
 	if err != nil {
@@ -253,7 +253,7 @@ func (f *Forge) merged(ctx context.Context, o *objects, branch plumbing.Referenc
 }
 
 // Close removes the branch; there are no comments to say why in. What others pushed
-// to it can be found at the ref that the package names. See registrar.Forge.
+// to it can be found at the ref that the package names. See forge.Forge.
 func (f *Forge) Close(ctx context.Context, p forge.Pull, why string) error {
 	branch, err := f.branch(p.Branch)
 	if err != nil {

@@ -38,7 +38,7 @@ func TestSuitePacked(t *testing.T) {
 			defer pack()
 			return commit(t, branch, message, files...)
 		}
-		p.Again = func(t *testing.T) forgetest.Forge {
+		p.Again = func(t *testing.T) forge.Forge {
 			pack()
 			return again(t)
 		}
@@ -55,7 +55,7 @@ func place(t *testing.T, dir string) forgetest.Place {
 	// No two commits of one second: the same twice would be the same commit.
 	var seconds atomic.Int64
 	now := func() time.Time { return time.Unix(1_800_000_000+seconds.Add(1), 0) }
-	open := func(t *testing.T) forgetest.Forge {
+	open := func(t *testing.T) forge.Forge {
 		f, err := bare.Open(dir, person.Base, bare.Options{Now: now})
 		if err != nil {
 			t.Fatal(err)

@@ -3,20 +3,10 @@
 package forgetest
 
 import (
-	"context"
 	"testing"
 
 	"github.com/kokoa-proxy/kokoa/registrar/forge"
 )
-
-// Forge is registrar.Forge, which no forge may import.
-type Forge interface {
-	Propose(ctx context.Context, p forge.Proposal) (forge.Pull, error)
-	Find(ctx context.Context, branch string) (forge.Pull, error)
-	Merge(ctx context.Context, p forge.Pull) error
-	Close(ctx context.Context, p forge.Pull, why string) error
-	String() string
-}
 
 // Place is a repo of its own at a forge, with one commit or more on its base
 // branch, and what people can do there. The functions fail the test when they
@@ -24,8 +14,8 @@ type Forge interface {
 type Place struct {
 	// Forge is what is tested. Again makes another value for the same repo, with
 	// the same credentials, as a second process would.
-	Forge Forge
-	Again func(t *testing.T) Forge
+	Forge forge.Forge
+	Again func(t *testing.T) forge.Forge
 	// Base is the name of the base branch.
 	Base string
 

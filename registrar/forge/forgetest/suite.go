@@ -83,7 +83,7 @@ func (s *suite) propose() {
 // written.
 func (s *suite) proposeAgain() {
 	first := s.mustPropose(origin("rpi-home", "first"))
-	for _, f := range []Forge{s.Forge, s.Again(s.T)} {
+	for _, f := range []forge.Forge{s.Forge, s.Again(s.T)} {
 		again, err := f.Propose(s.Context(), origin("rpi-home", "first"))
 		if err != nil || again != first {
 			s.Errorf("proposed again as %+v, %v; it was %+v", again, err, first)
@@ -96,7 +96,7 @@ func (s *suite) proposeAgain() {
 // However many propose the same at once, from nothing and later, there is one pull
 // request, and all are told of it.
 func (s *suite) proposeAtOnce() {
-	forges := []Forge{s.Forge, s.Again(s.T)}
+	forges := []forge.Forge{s.Forge, s.Again(s.T)}
 	var first forge.Pull
 	for round := range 2 {
 		pulls, errs := make([]forge.Pull, 20), make([]error, 20)
@@ -307,7 +307,7 @@ func (s *suite) merge() {
 		s.Errorf("the branch was left at %s", c.Hash)
 	}
 	s.requests()
-	for _, f := range []Forge{s.Forge, s.Again(s.T)} {
+	for _, f := range []forge.Forge{s.Forge, s.Again(s.T)} {
 		if err := f.Merge(s.Context(), p); err != nil {
 			s.Errorf("merge what is merged: %v", err)
 		}
@@ -350,7 +350,7 @@ func (s *suite) mergePushed() {
 // Two proposals can be merged at once, and people push to the base branch
 // meanwhile: nothing is lost, and no history is rewritten.
 func (s *suite) mergeTwo() {
-	forges := []Forge{s.Forge, s.Again(s.T)}
+	forges := []forge.Forge{s.Forge, s.Again(s.T)}
 	head := s.read(s.Base).Hash
 	proposals := []forge.Proposal{origin("rpi-home", "home"), origin("rpi-attic", "attic")}
 	errs := make([]error, len(proposals))
@@ -375,7 +375,7 @@ func (s *suite) mergeTwo() {
 
 // mergeInTheEnd merges as the control plane does: what no longer fits is proposed
 // again.
-func mergeInTheEnd(ctx context.Context, f Forge, p forge.Proposal, pull forge.Pull) error {
+func mergeInTheEnd(ctx context.Context, f forge.Forge, p forge.Proposal, pull forge.Pull) error {
 	var err error
 	for range 10 {
 		if err = f.Merge(ctx, pull); !errors.Is(err, forge.ErrConflict) {
@@ -392,7 +392,7 @@ func mergeInTheEnd(ctx context.Context, f Forge, p forge.Proposal, pull forge.Pu
 func (s *suite) close() {
 	head := s.read(s.Base).Hash
 	p := s.mustPropose(origin("rpi-home", "first"))
-	for _, f := range []Forge{s.Forge, s.Again(s.T), s.Forge} {
+	for _, f := range []forge.Forge{s.Forge, s.Again(s.T), s.Forge} {
 		if err := f.Close(s.Context(), p, "The token was **revoked**."); err != nil {
 			s.Fatalf("close: %v", err)
 		}

@@ -118,7 +118,7 @@ func (f *Forge) String() string { return f.server + f.repo }
 // GoString is String: %#v must not look inside.
 func (f *Forge) GoString() string { return f.String() }
 
-// Propose is as registrar.Forge has it. The pull request's title and body are written
+// Propose is as forge.Forge has it. The pull request's title and body are written
 // when the proposal's text changes, and otherwise stay as people edited them.
 func (f *Forge) Propose(ctx context.Context, p forge.Proposal) (forge.Pull, error) {
 	if p.Branch == f.base || p.Branch == "" {
@@ -211,7 +211,7 @@ func (f *Forge) propose(ctx context.Context, p forge.Proposal) (forge.Pull, erro
 	return pull, nil
 }
 
-// Find is as registrar.Forge has it.
+// Find is as forge.Forge has it.
 func (f *Forge) Find(ctx context.Context, branch string) (forge.Pull, error) {
 	found, err := f.newest(ctx, branch)
 	if err == nil && found == nil {
@@ -225,7 +225,7 @@ func (f *Forge) Find(ctx context.Context, branch string) (forge.Pull, error) {
 	return found.pull(), nil
 }
 
-// Merge is as registrar.Forge has it. It merges in the style that the repo has by
+// Merge is as forge.Forge has it. It merges in the style that the repo has by
 // default, or else in one that it allows.
 func (f *Forge) Merge(ctx context.Context, p forge.Pull) error {
 	if err := f.merge(ctx, p); err != nil {
@@ -273,7 +273,7 @@ func (f *Forge) merge(ctx context.Context, p forge.Pull) error {
 	}
 }
 
-// Close is as registrar.Forge has it. One that was merged is ErrConflict.
+// Close is as forge.Forge has it. One that was merged is ErrConflict.
 func (f *Forge) Close(ctx context.Context, p forge.Pull, why string) error {
 	if err := f.close(ctx, p, why); err != nil {
 		return fmt.Errorf("close %s: %w", p.Branch, err)

@@ -150,7 +150,7 @@ func client(base *url.URL, wire *http.Client) *gh.Client {
 	return c
 }
 
-// Forge is a repo on GitHub. It is a registrar.Forge.
+// Forge is a repo on GitHub. It is a forge.Forge.
 type Forge struct {
 	client            *gh.Client
 	place             string
@@ -189,7 +189,7 @@ const (
 // String names the repo.
 func (f *Forge) String() string { return f.place }
 
-// Propose is as registrar.Forge says. A new pull request takes six requests, one
+// Propose is as forge.Forge says. A new pull request takes six requests, one
 // that stands already two.
 func (f *Forge) Propose(ctx context.Context, p forge.Proposal) (forge.Pull, error) {
 	if p.Branch == "" || p.Branch == f.base {
@@ -206,7 +206,7 @@ func (f *Forge) Propose(ctx context.Context, p forge.Proposal) (forge.Pull, erro
 	return pull, nil
 }
 
-// Find is as registrar.Forge says. It takes one request, which costs nothing of
+// Find is as forge.Forge says. It takes one request, which costs nothing of
 // the rate limit's budget while nothing has changed.
 func (f *Forge) Find(ctx context.Context, branch string) (forge.Pull, error) {
 	pull, err := f.newest(ctx, branch, "all")
@@ -219,7 +219,7 @@ func (f *Forge) Find(ctx context.Context, branch string) (forge.Pull, error) {
 	return pullOf(pull), nil
 }
 
-// Merge is as registrar.Forge says.
+// Merge is as forge.Forge says.
 func (f *Forge) Merge(ctx context.Context, p forge.Pull) error {
 	if err := f.inTurn(ctx, func() error { return f.merge(ctx, p) }); err != nil {
 		return fmt.Errorf("merge pull request %d of %s: %w", p.Number, f, err)
@@ -227,7 +227,7 @@ func (f *Forge) Merge(ctx context.Context, p forge.Pull) error {
 	return nil
 }
 
-// Close is as registrar.Forge says. One that is merged is ErrConflict.
+// Close is as forge.Forge says. One that is merged is ErrConflict.
 func (f *Forge) Close(ctx context.Context, p forge.Pull, why string) error {
 	if err := f.inTurn(ctx, func() error { return f.close(ctx, p, why) }); err != nil {
 		return fmt.Errorf("close pull request %d of %s: %w", p.Number, f, err)

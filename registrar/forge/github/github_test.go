@@ -46,7 +46,7 @@ func place(t *testing.T, s *githubtest.Server, config func(*githubtest.Server) g
 		secret = config(s).App.PrivateKey
 	}
 	return forgetest.Place{
-		Forge: open(t, config(s)), Again: func(t *testing.T) forgetest.Forge { return open(t, config(s)) }, Base: s.Branch,
+		Forge: open(t, config(s)), Again: func(t *testing.T) forge.Forge { return open(t, config(s)) }, Base: s.Branch,
 		Commit: person.Commit, Read: person.Read, Descends: person.Descends,
 		Merge: func(t *testing.T, p forge.Pull) { s.Merge(t, p.Number) },
 		Close: func(t *testing.T, p forge.Pull) { s.Close(t, p.Number) },
