@@ -431,7 +431,11 @@ func (r *registration) registered() {
 
 func (r *registration) proposed(where string, flags []string) {
 	p := r.progress
-	p.done("Opened the pull request: %s", plain(where))
+	if strings.Contains(where, "://") {
+		p.done("Opened the pull request: %s", plain(where))
+	} else {
+		p.done("Proposed it; to approve it, beside kokoa serve: %s", plain(where))
+	}
 	for _, f := range flags {
 		p.note("for the reviewer: %s", plain(f))
 	}

@@ -52,10 +52,10 @@ type forgeSetting struct {
 // web is where the place's web pages are, which a repo that is fetched by ssh does not
 // say.
 func (s forgeSetting) web() string {
-	if s.place.Scheme == "http" {
-		return "http://" + s.place.Host
+	if s.place.Scheme == "ssh" {
+		return "https://" + s.place.Hostname()
 	}
-	return "https://" + s.place.Hostname() + map[bool]string{true: ":" + s.place.Port()}[s.place.Scheme == "https" && s.place.Port() != ""]
+	return s.place.Scheme + "://" + s.place.Host
 }
 
 // errNoForge says that nothing can be proposed to the fleet repo.

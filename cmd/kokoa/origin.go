@@ -201,9 +201,7 @@ func originRows(v registrar.View, live *reconciler.Status, asking []ledger.Regis
 func listOrigins(w io.Writer, format string, rows []originRow) error {
 	switch format {
 	case "json":
-		enc := json.NewEncoder(w)
-		enc.SetIndent("", "  ")
-		return enc.Encode(rows)
+		return printJSON(w, rows)
 	case "text":
 	default:
 		return fmt.Errorf("unknown --format %q; it is text or json", format)

@@ -52,7 +52,7 @@ their pull requests.`,
 			}
 			if hosts != "" {
 				if s.joining.listener, err = net.Listen("tcp", hosts); err != nil {
-					return errors.Join(fmt.Errorf("listen for hosts that join: %w", err), s.listener.Close())
+					return errors.Join(fmt.Errorf("listen for hosts that join: %w; give another --join-listen, or --join-listen \"\" for none", err), s.listener.Close())
 				}
 			}
 			return s.run(c.Context(), log)

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"io"
 	"net"
 	"net/http"
 	"net/netip"
@@ -26,16 +27,21 @@ func serveStatus(ctx context.Context, l net.Listener, status func() *reconciler.
 		w.Header().Set("Content-Type", "application/json")
 		w.Header().Set("Cache-Control", "no-store")
 		w.Header().Set("X-Content-Type-Options", "nosniff")
-		enc := json.NewEncoder(w)
-		enc.SetIndent("", "  ")
 		// A reader who went away is no trouble of ours.
-		_ = enc.Encode(s)
+		_ = printJSON(w, s)
 	})
 	return serveHTTP(ctx, l, &http.Server{
 		Handler:           localOnly(mux),
 		ReadHeaderTimeout: 5 * time.Second,
 		WriteTimeout:      30 * time.Second,
 	})
+}
+
+// printJSON writes v for programs that people look at, too.
+func printJSON(w io.Writer, v any) error {
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	return enc.Encode(v)
 }
 
 func localOnly(next http.Handler) http.Handler {

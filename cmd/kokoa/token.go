@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -217,9 +216,7 @@ func listTokens(w io.Writer, format string, tokens []ledger.Token, now time.Time
 			}
 			rows = append(rows, r)
 		}
-		enc := json.NewEncoder(w)
-		enc.SetIndent("", "  ")
-		return enc.Encode(rows)
+		return printJSON(w, rows)
 	case "text":
 	default:
 		return fmt.Errorf("unknown --format %q; it is text or json", format)
