@@ -367,8 +367,9 @@ func (l *link) rest(ctx context.Context, d time.Duration) bool {
 }
 
 // mended rests for d at most, and reports whether WireGuard has mended the tunnel by
-// itself: there was another handshake than before. It repeats a handshake after 5 s, and an edge under load takes no
-// other than that, since it comes with the cookie that the first was answered with.
+// itself: there was another handshake than before. It repeats a handshake after 5 s,
+// and an edge under load takes no other than that, since it comes with the cookie that
+// the first was answered with.
 func (l *link) mended(ctx context.Context, before time.Time, d time.Duration) bool {
 	for tick := l.session.agent.pace.tick; d > 0; d -= tick {
 		whole := l.rest(ctx, min(d, tick))

@@ -103,8 +103,8 @@ func SealRotation(agent string, asked time.Time, old, next keys.Private, control
 }
 
 // OpenRotation reads what SealRotation made, and returns the new key and with which
-// moment it was asked for. An error is ErrSeal unless both the key that the agent has now and the new one have sealed it
-// for this agent and this control plane.
+// moment it was asked for. An error is ErrSeal unless both the key that the agent has
+// now and the new one have sealed it for this agent and this control plane.
 func OpenRotation(agent string, old keys.Public, control keys.Private, data []byte) (next keys.Public, asked time.Time, err error) {
 	var s Sealed
 	if err := json.Unmarshal(data, &s); err != nil {
