@@ -1,7 +1,8 @@
 // Package pull opens the pull request that makes a host an origin from that host, with
 // a forge's token of its own, for fleets whose control plane has none. It speaks the
-// few REST calls that this takes, of GitHub and of Gitea (and Forgejo), since the
-// forges' own clients are larger than the whole agent.
+// few REST calls that this takes, of GitHub and of Gitea (and Forgejo), itself: with
+// the control plane's client of GitHub the agent would be larger than a small board can
+// spare.
 package pull
 
 import (
