@@ -34,7 +34,7 @@ type View struct {
 	// Rotated are the origins whose next key has taken over on every edge that can
 	// be seen.
 	Rotated map[string]bool
-	// Trouble says why the repo's head is not what is live; "" when it is.
+	// Trouble says why Fleet is not that of the repo's head; "" when it is.
 	Trouble string
 
 	// byKey names the origin that has a key, or is to have it.

@@ -69,12 +69,16 @@ func (j *joining) open(o *control, secret keys.Secret, log *slog.Logger) (*regis
 
 // run answers hosts and proposes what they ask until ctx ends. It closes the listener.
 func (j *joining) run(ctx context.Context, r *registrar.Registrar, h http.Handler) error {
+	ctx, cancel := context.WithCancel(ctx)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		r.Run(ctx)
 	}()
-	defer func() { <-done }()
+	defer func() {
+		cancel() // also when hosts can no longer be answered
+		<-done
+	}()
 	if j.listener == nil {
 		<-ctx.Done()
 		return nil
@@ -89,7 +93,10 @@ func view(t reconciler.Turn, s *reconciler.Status, secret keys.Secret) registrar
 	v := registrar.View{
 		Fleet: t.Fleet, Commit: t.Revision.Commit, Read: t.Revision.Read,
 		Edges:      reconciler.AgentEdges(t.Fleet, secret),
-		Heartbeats: map[string]api.Heartbeat{}, Rotated: map[string]bool{}, Trouble: s.Error,
+		Heartbeats: map[string]api.Heartbeat{}, Rotated: map[string]bool{},
+	}
+	if s.Head.Commit != v.Commit {
+		v.Trouble = s.Error
 	}
 	newest := map[string]time.Time{}
 	for _, edge := range t.World.Edges {
